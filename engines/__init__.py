@@ -1,0 +1,1 @@
+"""What an engine is on disk, how it is built and validated, and the lanes that run it."""

@@ -1,0 +1,207 @@
+"""What an engine is on disk: a folder with a manifest, an ONNX graph and frames with expected results.
+
+``manifest.json`` states everything that running the engine needs and the SHA-256 of every other file.
+Nothing in a bundle is pickled; nothing in it is executed before it has been verified.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from engines.frames import InputSpec, Pixels
+
+SCHEMA: Final = 1
+MANIFEST: Final = "manifest.json"
+MODEL: Final = "model.onnx"
+PARITY: Final = "parity.npz"
+MAX_MANIFEST_BYTES: Final = 1 << 20
+
+
+class BundleError(ValueError):
+    """A bundle that must not be run; the message says why and what to do."""
+
+
+class OutputSpec(msgspec.Struct, frozen=True):
+    """What an engine gives: a float32 score a part and a uint8 heatmap ``(height, width)``.
+
+    A heatmap level is ``clip((value - low) / (high - low), 0, 1) * 255`` of the anomaly map's value.
+    """
+
+    height: int
+    width: int
+    low: float
+    high: float
+
+    def level(self, value: float) -> float:
+        """The heatmap level, 0..255, of an anomaly map's value."""
+        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0) * 255
+
+
+class Threshold(msgspec.Struct, frozen=True):
+    """Above ``value`` a part is NG. The rest is the evidence for it."""
+
+    value: float
+    false_reject_rate: float
+    samples: int
+    statement: str
+
+
+class Training(msgspec.Struct, frozen=True):
+    """Where an engine comes from."""
+
+    method: str
+    backbone: str
+    weights_licence: str
+    images: int
+    data_sha256: str
+    seed: int
+    settings: dict[str, Any] = {}
+
+
+class Tolerance(msgspec.Struct, frozen=True):
+    """How far a compiled engine may be from the reference on the stored frames."""
+
+    score: float = 0.02
+    heatmap_mean: float = 1.0
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that is known about an engine."""
+
+    schema: int = SCHEMA
+    name: str
+    created: str
+    input: InputSpec
+    output: OutputSpec
+    threshold: Threshold
+    training: Training
+    tolerance: Tolerance = Tolerance()
+    files: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Stored frames with the reference model's results on them.
+
+    Attributes:
+        frames: uint8 ``(n, H, W, C)``.
+        scores: float32 ``(n,)``.
+        heatmaps: uint8 ``(n, h, w)``.
+    """
+
+    frames: Pixels
+    scores: NDArray[np.float32]
+    heatmaps: Pixels
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle. ``version`` is its number in the store, or the start of its digest elsewhere."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    version: str
+
+    @property
+    def model(self) -> Path:
+        """The ONNX graph: uint8 frames in; score and uint8 heatmap out."""
+        return self.folder / MODEL
+
+    @property
+    def label(self) -> str:
+        """``name@version``, as it stands in every verdict."""
+        return f"{self.manifest.name}@{self.version}"
+
+    def parity(self) -> Parity:
+        """Load the stored frames and expected results."""
+        with np.load(self.folder / PARITY, allow_pickle=False) as stored:
+            return Parity(stored["frames"], stored["scores"], stored["heatmaps"])
+
+
+def write(folder: Path, manifest: Manifest, model: bytes, parity: Parity) -> Bundle:
+    """Write a bundle into the new or empty ``folder`` and return it, verified.
+
+    Raises:
+        BundleError: if ``folder`` is not empty.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        msg = f"{folder} is not empty: a bundle is never written over another"
+        raise BundleError(msg)
+    (folder / MODEL).write_bytes(model)
+    np.savez_compressed(folder / PARITY, frames=parity.frames, scores=parity.scores, heatmaps=parity.heatmaps)
+    files = {name: _digest(folder / name) for name in (MODEL, PARITY)}
+    complete = msgspec.structs.replace(manifest, files=files)
+    text = msgspec.json.format(msgspec.json.encode(complete), indent=2)
+    (folder / MANIFEST).write_bytes(text + b"\n")
+    return load(folder)
+
+
+def load(folder: Path, version: str | None = None) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises:
+        BundleError: if a file is missing, altered or unnamed, or the manifest is of another schema.
+    """
+    manifest, digest = _read_manifest(folder)
+    if not {MODEL, PARITY} <= set(manifest.files):
+        msg = f"{folder}: its manifest does not name {MODEL} and {PARITY}: build the bundle again"
+        raise BundleError(msg)
+    for name, expected in manifest.files.items():
+        if Path(name).name != name:
+            msg = f"{folder}: file name {name!r} in its manifest leaves the bundle; do not use it"
+            raise BundleError(msg)
+        if not (folder / name).is_file():
+            msg = f"{folder}: {name} is missing; copy the bundle again"
+            raise BundleError(msg)
+        if _digest(folder / name) != expected:
+            msg = f"{folder}: {name} is not the file that was validated (SHA-256 differs); copy the bundle again"
+            raise BundleError(msg)
+    return Bundle(folder, manifest, digest, version or digest[:12])
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, str]:
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            msg = f"{path}: larger than any manifest is"
+            raise BundleError(msg)
+        raw = path.read_bytes()
+    except OSError as error:
+        msg = f"{folder}: not an engine bundle ({error.strerror}: {MANIFEST})"
+        raise BundleError(msg) from error
+    try:
+        schema = msgspec.json.decode(raw, type=dict[str, Any]).get("schema")
+        if schema != SCHEMA:
+            msg = f"{folder}: bundle schema {schema}, this version of dmdd reads {SCHEMA}; upgrade dmdd or rebuild it"
+            raise BundleError(msg)
+        return msgspec.json.decode(raw, type=Manifest), sha256(raw).hexdigest()
+    except msgspec.MsgspecError as error:
+        msg = f"{path}: not a valid manifest: {error}"
+        raise BundleError(msg) from error
+
+
+def _digest(path: Path) -> str:
+    total = sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

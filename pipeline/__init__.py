@@ -1,0 +1,1 @@
+"""The running line: frames in over ZeroMQ, verdicts out to Redis. Never imports torch."""

@@ -1,0 +1,1 @@
+"""From images of good parts to a validated engine. The only package that imports torch."""
