@@ -6,12 +6,12 @@ import os
 from typing import Final
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from engines.bundle import Bundle
 from engines.frames import Pixels
 from engines.lane import LaneFault, check_scores
+from engines.openvino_runtime import ov
 
 PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
 

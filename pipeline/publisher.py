@@ -114,10 +114,11 @@ class Publisher:
         if self._spool:
             self._replay()
         while self._rejects or self._records or self._late:
-            # Rejects go out by themselves, before heatmaps are encoded or any other record is made.
+            # Records are taken first, rejects sent first: no record may go out before its part's reject.
+            records, late = _drain(self._records), _drain(self._late)
             self._deliver([entry for part in _drain(self._rejects) for entry in self._make.reject(part)])
-            self._deliver([entry for part in _drain(self._records) for entry in self._make.record(part)])
-            self._deliver([self._make.late(part, finding) for part, finding in _drain(self._late)])
+            self._deliver([entry for part in records for entry in self._make.record(part)])
+            self._deliver([self._make.late(part, finding) for part, finding in late])
         self._beat_heart()
 
     def _deliver(self, entries: list[Entry]) -> None:

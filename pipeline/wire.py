@@ -164,7 +164,8 @@ def decode_imagezmq(raw: bytes, session: int, number: Callable[[str], int]) -> t
         meta = None
     if not isinstance(meta, dict) or not isinstance(meta.get("msg"), str):
         raise WireError("bad_header", "imagezmq: expected a JSON object with msg")
-    camera, _, part = meta["msg"].partition("|")
+    text = meta["msg"].encode("utf-8", "replace").decode()  # JSON may carry half a surrogate pair, UTF-8 may not
+    camera, _, part = text.partition("|")
     name = decode_camera(camera.strip().encode())
     common: dict[str, Any] = {"seq": number(name), "session": session, "part": part.strip()[:128]}
     shape = meta.get("shape")

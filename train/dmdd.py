@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 Maps = list[Tensor]
 
-WIDTHS: Final = (32, 64, 112)
-BOTTLENECK: Final = 160
+WIDTHS: Final = (32, 64, 112, 160)
+"""Channels of the initial student features at strides 4, 8, 16 and 32."""
+BOTTLENECK: Final = 192
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -52,51 +53,58 @@ class InvertedResidual(nn.Module):
 
 
 class Ascend(nn.Module):
-    """One step up the pyramid: narrow while the map is small, double it, then two separable convolutions."""
+    """One step up the pyramid: narrow while the map is small, enlarge it, then two separable convolutions."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, scale: int = 2) -> None:
         super().__init__()
+        self.scale = scale
         self.narrow = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
         self.refine = nn.Sequential(
             InvertedResidual(outputs, outputs, kernel=5, expansion=1), InvertedResidual(outputs, outputs, expansion=1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(n, inputs, h, w)`` to ``(n, outputs, 2 h, 2 w)``."""
-        x = F.interpolate(self.narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
-        out: Tensor = self.refine(x)
+        """Map ``(n, inputs, h, w)`` to ``(n, outputs, scale h, scale w)``."""
+        x = self.narrow(x)
+        out: Tensor = self.refine(_enlarge(x) if self.scale > 1 else x)
         return out
 
 
-class ReverseTrunk(nn.Module):
-    """Teacher maps -> bottleneck at stride 32 -> top-down pyramid of initial student features.
+def _enlarge(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
-    There is no skip connection: what the bottleneck has not learned from good parts cannot pass it.
+
+class ReverseTrunk(nn.Module):
+    """Teacher maps -> one bottleneck at stride 16 -> a pyramid of initial student features.
+
+    There is no skip connection past the bottleneck: what it has not learned from pairs of good and defective
+    images cannot pass it.
+
+    Args:
+        teacher: Channels of the teacher's maps at strides 4, 8, 16 and, if there is a fourth, 32.
     """
 
     def __init__(self, teacher: Sequence[int]) -> None:
         super().__init__()
-        low, mid, high = teacher
+        low, mid, high, *deep = teacher
         self.down1 = conv_bn(low, 48, 3, 2)
         self.down2 = conv_bn(48 + mid, 96, 3, 2)
-        self.merge = conv_bn(96 + high, BOTTLENECK)
-        self.bottleneck = nn.Sequential(
-            InvertedResidual(BOTTLENECK, BOTTLENECK, stride=2),
-            InvertedResidual(BOTTLENECK, BOTTLENECK, kernel=5),
-            InvertedResidual(BOTTLENECK, BOTTLENECK, kernel=5),
-        )
-        self.up3 = Ascend(BOTTLENECK, WIDTHS[2])
+        self.deep = nn.Sequential(*(conv_bn(width, 96) for width in deep))
+        self.merge = conv_bn(96 + high + 96 * len(deep), BOTTLENECK)
+        self.bottleneck = nn.Sequential(*(InvertedResidual(BOTTLENECK, BOTTLENECK, kernel=5) for _ in range(3)))
+        self.down4 = nn.Sequential(*(InvertedResidual(BOTTLENECK, WIDTHS[3], stride=2, kernel=5) for _ in deep))
+        self.up3 = Ascend(BOTTLENECK, WIDTHS[2], scale=1)
         self.up2 = Ascend(WIDTHS[2], WIDTHS[1])
         self.up1 = Ascend(WIDTHS[1], WIDTHS[0])
 
     def forward(self, teacher: Maps) -> Maps:
-        """Return initial student features at strides 4, 8, 16 with ``WIDTHS`` channels."""
-        low, mid, high = teacher
-        x = self.merge(torch.cat([self.down2(torch.cat([self.down1(low), mid], 1)), high], 1))
-        x = self.bottleneck(x)
+        """Return initial student features with ``WIDTHS`` channels, one map for each of the teacher's."""
+        low, mid, high, *deep = teacher
+        seen = [self.down2(torch.cat([self.down1(low), mid], 1)), high, *(_enlarge(self.deep(d)) for d in deep)]
+        x = self.bottleneck(self.merge(torch.cat(seen, 1)))
         s3 = self.up3(x)
         s2 = self.up2(s3)
-        return [self.up1(s2), s2, s3]
+        return [self.up1(s2), s2, s3, *(self.down4(x) for _ in deep)]
 
 
 class Decouple(nn.Module):
@@ -119,15 +127,15 @@ class Decouple(nn.Module):
 
 
 class Student(nn.Module):
-    """The decoupled student: a shared trunk, then a dual branch at each of three scales."""
+    """The decoupled student: a shared trunk, then a dual branch at every scale."""
 
     def __init__(self, teacher: Sequence[int]) -> None:
         super().__init__()
         self.trunk = ReverseTrunk(teacher)
-        self.decouple = nn.ModuleList(Decouple(w, t) for w, t in zip(WIDTHS, teacher, strict=True))
+        self.decouple = nn.ModuleList(Decouple(w, t) for w, t in zip(WIDTHS, teacher, strict=False))
 
     def forward(self, teacher: Maps) -> tuple[Maps, Maps]:
-        """Return normality maps and abnormality maps for teacher maps at strides 4, 8, 16."""
+        """Return normality maps and abnormality maps for teacher maps at strides 4, 8, 16 (and 32)."""
         pairs = [split(s) for split, s in zip(self.decouple, self.trunk(teacher), strict=True)]
         return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 

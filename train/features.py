@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import openvino as ov
 import torch
 from torch import Tensor
 
 from engines.frames import Pixels
+from engines.openvino_runtime import ov
 from train.onnx_export import to_onnx
 from train.teacher import Teacher
 

@@ -180,7 +180,7 @@ def _photometric(image: Pixels, rng: np.random.Generator) -> Floats:
         source = np.asarray(cv2.GaussianBlur(source, (0, 0), float(rng.uniform(2, 8))), np.float32).reshape(image.shape)
     mean = source.mean(axis=(0, 1), keepdims=True)
     contrast = rng.uniform(0.3, 1.7)
-    shift = rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(10), np.log(140)))
+    shift = rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(18), np.log(140)))
     tint = rng.normal(0, 15, (1, 1, image.shape[2])) if image.shape[2] > 1 else 0.0
     return np.asarray((source - mean) * contrast + mean + shift + tint, np.float32)
 

