@@ -23,6 +23,7 @@ MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 PARITY: Final = "parity.npz"
 MAX_MANIFEST_BYTES: Final = 1 << 20
+MAX_NAME: Final = 64
 
 
 class BundleError(ValueError):
@@ -157,7 +158,7 @@ def load(folder: Path, version: str | None = None) -> Bundle:
         msg = f"{folder}: its manifest does not name {MODEL} and {PARITY}: build the bundle again"
         raise BundleError(msg)
     for name, expected in manifest.files.items():
-        if Path(name).name != name:
+        if Path(name).name != name or len(name) > MAX_NAME:
             msg = f"{folder}: file name {name!r} in its manifest leaves the bundle; do not use it"
             raise BundleError(msg)
         if not (folder / name).is_file():
@@ -185,7 +186,7 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
             msg = f"{folder}: bundle schema {schema}, this version of dmdd reads {SCHEMA}; upgrade dmdd or rebuild it"
             raise BundleError(msg)
         return msgspec.json.decode(raw, type=Manifest), sha256(raw).hexdigest()
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         msg = f"{path}: not a valid manifest: {error}"
         raise BundleError(msg) from error
 

@@ -104,7 +104,7 @@ class Store:
         return Bundle(folder / version, copied.manifest, copied.digest, version)
 
     def activate(self, name: str, version: str) -> None:
-        """Make ``version`` the active one. The caller has passed it through the parity gate.
+        """Make ``version`` the active one, if it is not. The caller has passed it through the parity gate.
 
         Raises:
             StoreError: if there is no such version.
@@ -112,7 +112,8 @@ class Store:
         if version not in self.versions(name):
             msg = f"engine {name!r} has no version {version} (versions: {', '.join(self.versions(name)) or 'none'})"
             raise StoreError(msg)
-        self._write_history(name, [*self.history(name), version])
+        if version != self.active(name):
+            self._write_history(name, [*self.history(name), version])
 
     def rollback(self, name: str) -> str:
         """Go back to the version that was active before; return it.

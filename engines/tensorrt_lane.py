@@ -32,8 +32,7 @@ FRAMES: Final = "frames"
 SCORE: Final = "score"
 HEATMAP: Final = "heatmap"
 POLL_S: Final = 0.0002
-"""How often a waiting lane asks the device: it adds this much latency at most and costs a few percent of a core."""
-LOG_LINES: Final = 20
+"""How often a waiting lane asks the device, and so about the latency that waiting adds at most."""
 
 _preparing: Final = threading.Lock()
 
@@ -48,7 +47,7 @@ class Journal:
         """Keep a message if it matters. Called from whichever thread TensorRT runs."""
         if severity in {"INTERNAL_ERROR", "ERROR", "WARNING"}:
             # Replaced as a whole: readers need no lock, which a message from inside a reader could deadlock on.
-            self._lines = (*self._lines, f"{severity}: {text}")[-LOG_LINES:]
+            self._lines = (*self._lines, f"{severity}: {text}")[-20:]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -68,11 +67,7 @@ class Toolkit:
 
 
 def toolkit() -> Toolkit:
-    """Return the process's TensorRT.
-
-    Raises:
-        BuildError: if it is not installed.
-    """
+    """Return the process's TensorRT; raise :class:`BuildError` if it is not installed."""
     with _preparing:  # as a cache alone may call twice at once
         return _toolkit()
 
@@ -133,9 +128,8 @@ class TensorRtEngine:
         self._runtime = kit.trt.Runtime(kit.logger)
         self.compiled = self._runtime.deserialize_cuda_engine(plan)
         _require(self.compiled is not None, "cannot load the plan that it has just built", kit.journal)
-        into, out = kit.trt.TensorIOMode.INPUT, kit.trt.TensorIOMode.OUTPUT
-        byte, real = kit.trt.uint8, kit.trt.float32
-        expected = {FRAMES: (into, byte), SCORE: (out, real), HEATMAP: (out, byte)}
+        modes, byte, real = kit.trt.TensorIOMode, kit.trt.uint8, kit.trt.float32
+        expected = {FRAMES: (modes.INPUT, byte), SCORE: (modes.OUTPUT, real), HEATMAP: (modes.OUTPUT, byte)}
         names = [self.compiled.get_tensor_name(index) for index in range(self.compiled.num_io_tensors)]
         found = {name: (self.compiled.get_tensor_mode(name), self.compiled.get_tensor_dtype(name)) for name in names}
         if found != expected:  # shapes are known once a batch size is: every lane checks them
@@ -161,8 +155,7 @@ class TensorRtEngine:
                 self._release()
 
     def _release(self) -> None:
-        self.compiled = None
-        self._runtime = None
+        self.compiled = self._runtime = None
 
 
 class TensorRtLane:
@@ -181,7 +174,7 @@ class TensorRtLane:
     def __init__(self, engine: TensorRtEngine) -> None:
         spec, output = engine.manifest.input, engine.manifest.output
         size = engine.max_batch
-        self._owner = threading.get_ident()
+        self._owner = threading.current_thread()
         self._frame_shape = spec.shape
         self._count = 0
         self._running = False
@@ -266,7 +259,7 @@ class TensorRtLane:
         """
         if self._resources is None:
             return
-        if threading.get_ident() != self._owner:
+        if threading.current_thread() is not self._owner:
             msg = "a lane is closed by the thread that made it"
             raise LaneFault(msg)
         resources, self._resources = self._resources, None
@@ -308,7 +301,8 @@ class Execution:
         """Choose the one profile and tell where each input and output lies on the device."""
         with self._checking("the optimisation profile"):
             # May queue copies, which the lane's own stream orders before its first batch.
-            self._check(self._raw.set_optimization_profile_async(0, stream.handle), "the optimisation profile")
+            accepted = self._raw.set_optimization_profile_async(0, stream.handle)
+        self._check(accepted, "the optimisation profile")
         for name, address in addresses.items():
             self._check(self._raw.set_tensor_address(name, address), f"the address of {name}")
 
@@ -344,8 +338,6 @@ class Execution:
         """For the few calls whose binding raises instead of saying False."""
         try:
             yield
-        except LaneFault:
-            raise
         except RuntimeError as error:
             msg = f"TensorRT refused {what} ({error}): {self._journal}"
             raise LaneFault(msg) from error

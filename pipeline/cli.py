@@ -160,10 +160,11 @@ def train(
     steps: Annotated[int, typer.Option(help="Training steps; 0 chooses by the number of images.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="Batch size.", min=2)] = 8,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-6, max=1)] = 4e-3,
     foreground: Annotated[str, typer.Option(help="auto, grabcut, otsu, otsu-inverse or none.")] = "auto",
     textures: Annotated[Path | None, typer.Option(help="Folder of texture images (e.g. DTD) for synthesis.")] = None,
     false_rejects: Annotated[
-        float, typer.Option(help="Share of good parts that may be rejected.", min=0, max=0.5)
+        float, typer.Option(help="Share of good parts that may be rejected.", min=1e-4, max=0.5)
     ] = 0.01,
     store: StoreOption = STORE,
     activate: Annotated[bool, typer.Option(help="Activate the engine when it has passed the parity gate.")] = True,
@@ -178,7 +179,18 @@ def train(
     except ModuleNotFoundError as error:
         raise MissingExtraError("train", error.name or "torch") from error
 
-    options = Options(backbone, weights, _size(size), steps, batch, seed, foreground, textures, false_rejects)
+    options = Options(
+        backbone=backbone,
+        weights=weights,
+        size=_size(size),
+        steps=steps,
+        batch=batch,
+        seed=seed,
+        rate=rate,
+        foreground=foreground,
+        textures=textures,
+        false_rejects=false_rejects,
+    )
     engine = name or data.resolve().name
     train_command(data, method=method, name=engine, store=store, activate=activate, json_file=json, options=options)
 

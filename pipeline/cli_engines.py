@@ -16,6 +16,7 @@ engines = typer.Typer(no_args_is_help=True, help="Look at, add, activate and rol
 StoreOption = Annotated[Path, typer.Option("--store", envvar="DMDD_STORE", help="Folder of the engine store.")]
 NameArgument = Annotated[str, typer.Argument(help="name or name@version.")]
 TargetOption = Annotated[str, typer.Option(help="openvino or tensorrt.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file as JSON.")]
 PrecisionOption = Annotated[str, typer.Option(help="fp32 or bf16.")]
 STORE = Path("store")
 
@@ -91,12 +92,18 @@ def build(
     store: StoreOption = STORE,
     target: TargetOption = "openvino",
     precision: PrecisionOption = "fp32",
+    json: JsonOption = None,
 ) -> None:
     """Compile an engine for a target on this machine and print how far it is from its reference."""
+    import msgspec
+
     from engines.store import Store
 
     bundle = Store(store).resolve(engine)
-    for row in validate(bundle, target, precision):
+    rows = validate(bundle, target, precision)
+    if json is not None:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+    for row in rows:
         if row.batch == 1:
             typer.echo(
                 f"frame {row.frame}: score {row.score:.4f}, reference {row.expected:.4f},"

@@ -79,7 +79,9 @@ class EngineSettings(Section):
 class Redis(Section):
     """Where verdicts go."""
 
-    url: str = Field("redis://127.0.0.1:6379/0", description="redis://, rediss:// or unix:// address.")
+    url: str = Field(
+        "redis://127.0.0.1:6379/0", pattern=r"^(rediss?|unix)://", description="redis://, rediss:// or unix:// address."
+    )
     timeout_ms: int = Field(50, ge=5, le=5000, description="Longest wait for Redis; then the spool takes over.")
     startup_timeout_s: float = Field(30.0, ge=0, le=600, description="How long a start waits for Redis.")
     verdicts_maxlen: int = Field(100_000, ge=100, description="Records kept a camera, about.")
@@ -176,7 +178,10 @@ def parse(raw: dict[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(dict(item)) for item in error.errors()]
+        items = error.errors()
+        # An error of a table that follows from one inside it, as "too short" without its wrong item, only confuses.
+        inner = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}
+        lines = [_explain(dict(item)) for item in items if item["loc"] not in inner]
         raise ConfigError(f"{source}: {len(lines)} error(s)\n  " + "\n  ".join(lines)) from error
 
 

@@ -102,7 +102,7 @@ class Maker:
     def reject(self, part: Part) -> list[Entry]:
         """The entry of the fast path: no blob, so that nothing has to be encoded first.
 
-        None for a part whose reject an earlier run has published.
+        Nothing for a part whose reject an earlier run has published.
         """
         if _identity(part) in self.published:
             return []
@@ -173,10 +173,10 @@ class Maker:
             return bytes(part.pixels)
         try:
             image = image_of(part.header, part.pixels, self._cameras[part.camera], 3)
-        except FrameError as error:
+            return _encoded(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        except (FrameError, cv2.error) as error:
             log.warning("frame_not_stored", camera=part.camera, seq=part.seq, error=str(error))
             return b""
-        return _encoded(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 
 def _identity(part: Part) -> tuple[str, str, str]:

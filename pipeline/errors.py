@@ -10,6 +10,7 @@ MENDABLE: Final = frozenset(
         "BundleError",
         "ConfigError",
         "DataError",
+        "DemoError",
         "LaneFault",
         "MissingExtraError",
         "ParityError",

@@ -22,6 +22,7 @@ from pipeline.wire import Header, WireError
 log = structlog.get_logger(__name__)
 
 KINDS: Final = {"pull": zmq.PULL, "sub": zmq.SUB, "rep": zmq.REP}
+MAX_NUMBERED: Final = 1024
 BURST: Final = 32
 """Messages taken from one socket before the next one has its turn."""
 LOG_EVERY_S: Final = 1.0
@@ -113,6 +114,10 @@ class Intake:
                 handle(message)
             except WireError as error:
                 self._refuse(error)
+            except Exception:
+                # Not foreseen. The line goes on; a part that was opened is answered at its deadline.
+                self.counts["refused_internal"] += 1
+                log.exception("intake_failed")
             if settings.kind == "rep":
                 socket.send(b"OK")
 
@@ -135,6 +140,8 @@ class Intake:
 
     def _number(self, camera: str) -> int:
         """The next sequence number of a camera whose sender numbers nothing."""
+        if camera not in self._numbers and len(self._numbers) >= MAX_NUMBERED:
+            raise WireError("too_many_cameras", f"imagezmq: more than {MAX_NUMBERED} different camera names")
         number = self._numbers[camera]
         self._numbers[camera] += 1
         return number

@@ -105,10 +105,13 @@ class Ledger:
             if book.deadline_ns == 0:
                 self._answer(part, UNKNOWN[Reason.UNKNOWN_CAMERA])
                 return None
+            if self._closed:  # it was on its way in when the line stopped: no timer would answer it
+                self._answer(part, UNKNOWN[Reason.SHUTDOWN])
+                return None
             return part
 
     def end_of_stream(self, camera: str, header: Header) -> None:
-        """Answer every part of a finished session that never came; ``header.seq`` is their number."""
+        """Answer every part of a finished session that never came; ``header.seq`` follows the last one's."""
         now, wall = self._clock(), self._wall()
         with self._lock:
             book = self._books.get(camera)
@@ -121,9 +124,12 @@ class Ledger:
     def answer(self, part: Part, finding: Finding) -> bool:
         """Give ``part`` its verdict unless it has one; say whether this was the first.
 
-        A later one changes nothing: it is recorded as late.
+        A later one changes nothing: it is recorded as late. So is an OK at or after the deadline, even where
+        the timer has not yet run.
         """
         with self._lock:
+            if part.finding is None and finding.verdict is Verdict.OK and self._clock() >= part.deadline:
+                self._answer(part, UNKNOWN[Reason.DEADLINE])
             if part.finding is None:
                 self._answer(part, finding)
                 return True
@@ -206,7 +212,7 @@ class Ledger:
             header = Header(seq=seq, session=header.session, recipe=header.recipe)
         allowed = book.deadline_ns
         if header.deadline_ms:
-            allowed = min(allowed, int(header.deadline_ms * 1e6))
+            allowed = int(min(allowed, header.deadline_ms * 1e6))
         part = Part(book.name, header, book.stream_ms, seq, now, wall, now + allowed)
         book.next_seq = seq + 1
         book.order.append(part)

@@ -97,7 +97,6 @@ class Publisher:
             self._wake.wait(min(period, 0.25) if not self._spool else min(self._pause, 0.25))
             self._wake.clear()
             self._cycle()
-            self.beat = time.monotonic_ns()
         self._cycle()
         self._beat_heart(last=True)
 
@@ -113,13 +112,14 @@ class Publisher:
     def _cycle(self) -> None:
         if self._spool:
             self._replay()
+        self._beat_heart()
         while self._rejects or self._records or self._late:
             # Records are taken first, rejects sent first: no record may go out before its part's reject.
             records, late = _drain(self._records), _drain(self._late)
             self._deliver([entry for part in _drain(self._rejects) for entry in self._make.reject(part)])
             self._deliver([entry for part in records for entry in self._make.record(part)])
             self._deliver([self._make.late(part, finding) for part, finding in late])
-        self._beat_heart()
+            self._beat_heart()
 
     def _deliver(self, entries: list[Entry]) -> None:
         if not entries:
@@ -150,6 +150,9 @@ class Publisher:
             streams = {entry.key for entry in entries if entry.kind != EOS}
             newest = {key: StreamIds.newest(self._client, key) for key in streams}
             self._send([entry for entry in entries if StreamIds.parse(entry.id) > newest.get(entry.key, (0, 0))])
+            self.beat = time.monotonic_ns()
+            if self._beat_is_due():
+                self._send_heartbeat()
 
     def _attempt(self, action: Callable[[], None]) -> bool:
         """Do something with Redis; say whether it worked, and pace the next attempt where it did not."""
@@ -187,21 +190,33 @@ class Publisher:
                 log.error("redis_refused", count=len(refused), first=str(refused[0]))
 
     def _beat_heart(self, *, last: bool = False) -> None:
-        now = time.monotonic()
-        if not last and now < self._next_beat:
-            return
-        self._next_beat = now + self._settings.heartbeat_ms / 1000
-        fields = self._health()
-        if (fields is None and not last) or (not self._connected and now < self._retry_at):
-            return
-        self.counts["heartbeats"] += 1
-        self._attempt(lambda: self._send_heartbeat(fields, last=last))
+        """Show that this thread lives; once a period, show Redis that the line does."""
+        self.beat = time.monotonic_ns()
+        if last or (self._beat_is_due() and (self._connected or time.monotonic() >= self._retry_at)):
+            self._attempt(lambda: self._send_heartbeat(last=last))
 
-    def _send_heartbeat(self, fields: dict[str, str] | None, *, last: bool) -> None:
-        if last or fields is None:
+    def _beat_is_due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_beat:
+            return False
+        self._next_beat = now + self._settings.heartbeat_ms / 1000
+        return True
+
+    def _send_heartbeat(self, *, last: bool = False) -> None:
+        """Renew the heartbeat; take it away at the end. While the line is stuck, leave it to lapse."""
+        if last:
             self._client.delete(self._keys.heartbeat)
             return
-        beat: Any = {**fields, "counter": str(self.counts["heartbeats"]), "t_ns": str(time.time_ns())}
+        fields = self._health()
+        if fields is None:
+            return
+        self.counts["heartbeats"] += 1
+        beat: Any = {
+            **fields,
+            "counter": str(self.counts["heartbeats"]),
+            "period_ms": str(self._settings.heartbeat_ms),
+            "t_ns": str(time.time_ns()),
+        }
         with self._client.pipeline(transaction=True) as pipe:
             pipe.hset(self._keys.heartbeat, mapping=beat)
             pipe.pexpire(self._keys.heartbeat, 4 * self._settings.heartbeat_ms)

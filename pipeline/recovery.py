@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from typing import Any, Final
 
 import msgspec
 import redis
 import structlog
 
-from pipeline.entries import RECORD, REJECT, Entry, Maker, StreamIds
+from pipeline.entries import EOS, REJECT, Entry, Maker, StreamIds
 from pipeline.ledger import CameraBook
 from pipeline.records import Fields, Keys
 from pipeline.spool import Spool
@@ -23,14 +25,14 @@ class RedisUnreachableError(RuntimeError):
     """Redis did not answer while the line was starting."""
 
 
-def wait_for(client: redis.Redis, timeout: float) -> None:
-    """Wait until Redis answers.
+def wait_for(client: redis.Redis, timeout: float, cancelled: threading.Event) -> None:
+    """Wait until Redis answers, or until the wait is cancelled.
 
     Raises:
         RedisUnreachableError: if it does not within ``timeout`` seconds, or refuses this client.
     """
     end = time.monotonic() + timeout
-    while True:
+    while not cancelled.is_set():
         try:
             client.ping()
         except redis.RedisError as error:
@@ -39,7 +41,7 @@ def wait_for(client: redis.Redis, timeout: float) -> None:
                 place = where.get("path") or f"{where.get('host')}:{where.get('port')}"
                 msg = f"no Redis at {place}: {error}. Start it, or correct redis.url in the config"
                 raise RedisUnreachableError(msg) from error
-            time.sleep(0.1)
+            cancelled.wait(0.1)
         else:
             return
 
@@ -49,44 +51,52 @@ def recover(client: redis.Redis, keys: Keys, spool: Spool, maker: Maker, books: 
 
     A part that an earlier run has rejected but not yet recorded keeps that verdict.
     """
-    spooled = [entry for raw in spool.batches() for entry in msgspec.msgpack.decode(raw, type=list[Entry])]
-    for ids, key in ((maker.reject_ids, keys.rejects), (maker.late_ids, keys.late)):
-        ids.raise_to(StreamIds.newest(client, key))
-        for entry in spooled:
-            if entry.key == key:
-                ids.raise_to(StreamIds.parse(entry.id))
-    rejects = _recent_rejects(client, keys) + [entry.fields for entry in spooled if entry.kind == REJECT]
+    left = _Left(client, keys, [book.name for book in books])
+    for raw in spool.batches():
+        for entry in msgspec.msgpack.decode(raw, type=list[Entry]):
+            left.add(entry)
+    maker.reject_ids.raise_to(left.newest[keys.rejects])
+    maker.late_ids.raise_to(left.newest[keys.late])
     for book in books:
-        last = _last_record(client, keys, book.name, spooled)
-        if last is None:
-            continue
-        (stream_ms, seq), fields = last
-        book.resume(stream_ms, seq, int(fields["session"]))
+        key = keys.verdicts(book.name)
+        last = left.last.get(key)
+        if last is not None:
+            book.resume(*left.newest[key], int(last["session"]))
+            log.info("camera_resumed", camera=book.name, session=last["session"], seq=last["seq"])
         maker.published.update(
             {
                 (book.name, reject["session"], reject["seq"]): reject
-                for reject in rejects
-                if reject["camera"] == book.name and reject["session"] == fields["session"] and int(reject["seq"]) > seq
+                for reject in left.rejects
+                if reject["camera"] == book.name and (last is None or _number(reject) > _number(last))
             }
         )
-        log.info("camera_resumed", camera=book.name, session=fields["session"], seq=seq)
 
 
-def _recent_rejects(client: redis.Redis, keys: Keys) -> list[Fields]:
-    found: Any = client.xrevrange(keys.rejects, count=RECENT_REJECTS)
-    return [_text(fields) for _, fields in found]
+class _Left:
+    """What is left of an earlier run: newest ids, last records and recent rejects."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, cameras: list[str]) -> None:
+        self.newest: dict[str, tuple[int, int]] = {}
+        self.last: dict[str, Fields] = {}
+        for key in (keys.rejects, keys.late, *(keys.verdicts(camera) for camera in cameras)):
+            found: Any = client.xrevrange(key, count=1)
+            self.newest[key] = StreamIds.parse(found[0][0].decode()) if found else (0, 0)
+            if found:
+                self.last[key] = _text(found[0][1])
+        recent: Any = client.xrevrange(keys.rejects, count=RECENT_REJECTS)
+        self.rejects = deque((_text(fields) for _, fields in reversed(recent)), maxlen=RECENT_REJECTS)
+
+    def add(self, entry: Entry) -> None:
+        """Take an entry of the spool into account."""
+        if entry.kind == REJECT:
+            self.rejects.append(entry.fields)
+        if entry.kind != EOS and StreamIds.parse(entry.id) > self.newest.get(entry.key, (0, 0)):
+            self.newest[entry.key] = StreamIds.parse(entry.id)
+            self.last[entry.key] = entry.fields
 
 
-def _last_record(
-    client: redis.Redis, keys: Keys, camera: str, spooled: list[Entry]
-) -> tuple[tuple[int, int], Fields] | None:
-    key = keys.verdicts(camera)
-    found: Any = client.xrevrange(key, count=1)
-    candidates = [(StreamIds.parse(identifier.decode()), _text(fields)) for identifier, fields in found]
-    candidates += [
-        (StreamIds.parse(entry.id), entry.fields) for entry in spooled if entry.kind == RECORD and entry.key == key
-    ]
-    return max(candidates, key=lambda candidate: candidate[0], default=None)
+def _number(fields: Fields) -> tuple[int, int]:
+    return int(fields["session"]), int(fields["seq"])
 
 
 def _text(fields: dict[bytes, bytes]) -> Fields:

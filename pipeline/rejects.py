@@ -17,6 +17,8 @@ from pipeline.records import Fields, Keys
 
 BLOCK_MS: Final = 250
 RETRY_S: Final = 0.2
+SEARCH_S: Final = 1.0
+FROZEN_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class RejectFollower:
         self._start = "0" if from_start else "$"
         self._last: dict[str, tuple[str, int]] = {}
         self._alive: bool | None = None
-        self._counter = ""
-        self._next_check = 0.0
+        self._counter, self._moved = "", 0.0
+        self._next_check = self._next_search = 0.0
         self._connected = True
 
     def events(self, *, follow: bool = True) -> Iterator[Event]:
@@ -88,8 +90,9 @@ class RejectFollower:
 
     def _find_streams(self) -> None:
         """Follow the rejects, and every camera's verdicts for the sequence check."""
-        if time.monotonic() < self._next_check and self._positions:
+        if time.monotonic() < self._next_search:
             return
+        self._next_search = time.monotonic() + SEARCH_S
         wanted = {self._keys.rejects}
         wanted |= {key.decode() for key in self._client.scan_iter(_literal(self._keys.verdicts("")) + "*", count=1000)}
         for key in wanted - set(self._positions):
@@ -113,15 +116,17 @@ class RejectFollower:
         return [Event("gap", f"GAP {camera}: {last[1]} is followed by {seq}: reject the parts between")]
 
     def _heartbeat(self) -> list[Event]:
-        """A heartbeat counts only if its counter moves."""
+        """A heartbeat counts only while its counter moves."""
         now = time.monotonic()
         if now < self._next_check:
             return []
         self._next_check = now + 1.0
         fields: Any = self._client.hgetall(self._keys.heartbeat)
         counter = fields.get(b"counter", b"").decode()
-        alive = bool(counter) and counter != self._counter
-        self._counter = counter
+        if counter != self._counter:
+            self._counter, self._moved = counter, now
+        period = int(fields.get(b"period_ms", b"500")) / 1000
+        alive = bool(counter) and now - self._moved < max(FROZEN_S, 4 * period)
         if alive == self._alive:
             return []
         first, self._alive = self._alive is None, alive

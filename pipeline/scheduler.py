@@ -10,50 +10,43 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from pipeline.parts import Part
 
 Clock = Callable[[], int]
 
+SPARE_ENTRIES: Final = 64
+"""Entries of displaced parts that a queue may keep besides as many as there are waiting parts."""
+
 
 class ExecutionTimes:
     """How long a batch takes, decode to result, learned per batch size as a high quantile.
 
-    The estimate moves up fast and down slowly, so that it settles near the 95th percentile.
+    Each batch moves the estimate by a share of itself, up fast or down slowly, so that it settles near the
+    95th percentile and no outlier moves it far.
     """
 
     def __init__(self, max_batch: int, quantile: float = 0.95, rate: float = 0.05) -> None:
         self._estimates: list[float] = [0.0] * (max_batch + 1)
-        self._up, self._down = rate * quantile, rate * (1 - quantile)
+        self._up, self._down = 1 + rate * quantile, 1 - rate * (1 - quantile)
+        self._doubt = 1 - rate
 
     def observe(self, count: int, elapsed: int) -> None:
         """Learn that a batch of ``count`` took ``elapsed`` nanoseconds."""
         estimate = self._estimates[count]
-        if not estimate:
-            self._estimates[count] = float(elapsed)
-        elif elapsed > estimate:
-            self._estimates[count] += self._up * (elapsed - estimate)
-        else:
-            self._estimates[count] += self._down * (elapsed - estimate)
+        step = self._up if elapsed > estimate else self._down
+        self._estimates[count] = estimate * step if estimate else float(elapsed)
+
+    def doubt(self, count: int) -> None:
+        """Lower an estimate because of which nothing is run, and so nothing learned, until something is."""
+        self._estimates[count] *= self._doubt
 
     def estimate(self, count: int) -> float:
         """Nanoseconds that a batch of ``count`` will take; 0 while nothing is known."""
         return self._estimates[count]
-
-
-class _Waiting:
-    """A part in the queue; ``part`` is None once it has left."""
-
-    __slots__ = ("deadline", "number", "part", "size")
-
-    def __init__(self, part: Part, number: int, size: int) -> None:
-        self.part: Part | None = part
-        self.deadline, self.number, self.size = part.deadline, number, size
-
-    def __lt__(self, other: _Waiting) -> bool:
-        return (self.deadline, self.number) < (other.deadline, other.number)
 
 
 class PartQueue:
@@ -65,8 +58,9 @@ class PartQueue:
     """
 
     def __init__(self, max_parts: int, max_bytes: int) -> None:
-        self._heap: list[_Waiting] = []
-        self._lines: dict[str, deque[_Waiting]] = {}
+        # By deadline, then arrival; an entry whose number is no longer in its camera's line has left.
+        self._heap: list[tuple[int, int, str]] = []
+        self._lines: dict[str, OrderedDict[int, tuple[Part, int]]] = {}
         self._max_parts, self._max_bytes = max_parts, max_bytes
         self._number = 0
         self.bytes = 0
@@ -77,42 +71,41 @@ class PartQueue:
 
         Where even an empty line leaves no room in bytes, the newcomer itself gives way.
         """
-        line = self._lines.setdefault(part.camera, deque())
-        size = len(part.pixels)
+        line = self._lines.setdefault(part.camera, OrderedDict())
+        pixels = part.pixels
+        size = len(pixels) if pixels is not None else 0
         displaced = []
         while line and (len(line) >= self._max_parts or self.bytes + size > self._max_bytes):
-            oldest = self._leave(line.popleft())
-            if oldest is not None:
-                displaced.append(oldest)
+            _, (oldest, freed) = line.popitem(last=False)
+            self._count(-1, -freed)
+            displaced.append(oldest)
         if self.bytes + size > self._max_bytes:
             return [*displaced, part]
         self._number += 1
-        entry = _Waiting(part, self._number, size)
-        line.append(entry)
-        heapq.heappush(self._heap, entry)
-        self.bytes += size
-        self.waiting += 1
+        line[self._number] = part, size
+        heapq.heappush(self._heap, (part.deadline, self._number, part.camera))
+        self._count(1, size)
+        if len(self._heap) > 2 * self.waiting + SPARE_ENTRIES:
+            self._heap = [entry for entry in self._heap if entry[1] in self._lines[entry[2]]]
+            heapq.heapify(self._heap)
         return displaced
 
     def pop(self) -> Part | None:
         """Take the part with the earliest deadline, passing over those that are answered or displaced."""
         while self._heap:
-            part = self._leave(heapq.heappop(self._heap))
-            if part is None:
+            _, number, camera = heapq.heappop(self._heap)
+            found = self._lines[camera].pop(number, None)
+            if found is None:
                 continue
-            line = self._lines[part.camera]
-            while line and line[0].part is None:
-                line.popleft()
+            part, size = found
+            self._count(-1, -size)
             if part.finding is None:
                 return part
         return None
 
-    def _leave(self, entry: _Waiting) -> Part | None:
-        part, entry.part = entry.part, None
-        if part is not None:
-            self.bytes -= entry.size
-            self.waiting -= 1
-        return part
+    def _count(self, parts: int, size: int) -> None:
+        self.waiting += parts
+        self.bytes += size
 
 
 class Scheduler:
@@ -155,7 +148,7 @@ class Scheduler:
         with self._arrived:
             if not self._queue.waiting and not self._closed:
                 self._arrived.wait(timeout)
-            return self._fill(limit)
+            return ([], []) if self._closed else self._fill(limit)
 
     def observe(self, count: int, elapsed: int) -> None:
         """Learn from a batch that was run."""
@@ -184,4 +177,6 @@ class Scheduler:
             slack = batch[0].deadline - now
             while wanted > len(batch) and self.times.estimate(wanted) > slack:
                 wanted -= 1
+        if not batch and hopeless and hopeless[-1].deadline > now:
+            self.times.doubt(1)
         return batch, hopeless

@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 STUCK_S: Final = 3.0
 """A thread that has not shown itself for so long, beyond its longest wait, is stuck."""
 TICK_S: Final = 0.1
+REFUSALS: Final = ("refused_repeated", "refused_old_session", "refused_unknown_camera")
+"""The ledger's counters of messages that got no verdict; the intake counts the others."""
 
 
 def connect(url: str, timeout_ms: int) -> redis.Redis:
@@ -85,7 +87,9 @@ class Line:
         self.ledger = Ledger(self.publisher)
         self._start_stations()
         self._notify.status("waiting for Redis")
-        wait_for(self._client, config.redis.startup_timeout_s)
+        wait_for(self._client, config.redis.startup_timeout_s, self._stop)
+        if self._stop.is_set():  # told to stop while it waited: run() returns at once
+            return
         books = [
             CameraBook(
                 name, deadline_ns=int(camera.deadline_ms * 1e6), max_gap=camera.max_gap, first_seq=camera.first_seq
@@ -160,6 +164,8 @@ class Line:
         slack = int((STUCK_S + self._config.engine.timeout_ms / 1000) * 1e9)
         beats = {"timer": self.ledger.beat, "publisher": self.publisher.beat, "intake": self.intake.beat}
         beats.update({f"lanes of {name}": station.oldest_beat() for name, station in self._stations.items()})
+        # Where no lane recovers, only a new process may help: a failed kernel poisons a CUDA context for good.
+        beats.update({f"all lanes of {name}": station.last_healthy() for name, station in self._stations.items()})
         return next((name for name, beat in beats.items() if beat and now - beat > slack), "")
 
     def _start_stations(self) -> None:
@@ -223,7 +229,7 @@ class Line:
             "open": str(self.ledger.open),
             "parts": str(counts["parts"]),
             **{verdict.lower(): str(counts[verdict]) for verdict in Verdict},
-            "refused": str(self.intake.counts.total() + counts["refused_repeated"] + counts["refused_old_session"]),
+            "refused": str(self.intake.counts.total() + sum(counts[name] for name in REFUSALS)),
             "lost": str(self.publisher.counts["lost"]),
             "spool_bytes": str(self._spool.size if self._spool else 0),
         }

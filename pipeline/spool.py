@@ -52,6 +52,9 @@ class Spool:
         if self.size + len(record) > self._max_bytes:
             msg = f"{self.path} holds {self.size} of at most {self._max_bytes} bytes"
             raise SpoolFullError(msg)
+        if len(batch) > MAX_BATCH_BYTES:  # it could not be read back, and would end the reading for all behind it
+            msg = f"a batch of {len(batch)} bytes, the spool takes at most {MAX_BATCH_BYTES}"
+            raise SpoolFullError(msg)
         try:
             view = memoryview(record)
             while view:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from typing import Final
 
+import cv2
 import structlog
 
 from engines.build import Target, compile_engine, parity_gate
@@ -99,6 +100,10 @@ class Station:
         """Monotonic nanoseconds at which the least recent lane showed that it is alive."""
         return min((worker.beat for worker in self._workers), default=0)
 
+    def last_healthy(self) -> int:
+        """Monotonic nanoseconds at which a lane was last fit to work."""
+        return max((worker.healthy_at for worker in self._workers), default=0)
+
     def healthy_lanes(self) -> int:
         """Lanes that are neither faulted nor being made again."""
         return sum(worker.healthy for worker in self._workers)
@@ -121,6 +126,12 @@ class Station:
         for part in parts:
             self._ledger.answer(part, UNKNOWN[Reason.INFEASIBLE])
 
+    def fail(self, parts: list[Part]) -> None:
+        """Answer what is still open of a batch that could not be run."""
+        for part in parts:
+            if part.finding is None:
+                self._ledger.answer(part, UNKNOWN[Reason.ENGINE_FAULT])
+
     def inspect(self, lane: Lane, batch: list[Part]) -> None:
         """Decode a batch into the lane's slots, run it and answer every part of it.
 
@@ -138,8 +149,7 @@ class Station:
             lane.submit(len(kept))
             lane.wait(self._timeout_s)
         except LaneFault:
-            for part in kept:
-                self._ledger.answer(part, UNKNOWN[Reason.ENGINE_FAULT])
+            self.fail(kept)
             raise
         for slot, part in enumerate(kept):
             self._ledger.answer(part, self._judge(float(lane.scores[slot]), lane.heatmaps[slot]))
@@ -149,9 +159,12 @@ class Station:
 
     def _load(self, part: Part, lane: Lane, slot: int) -> bool:
         """Decode a part into a slot; answer it UNKNOWN and say False where that cannot be done."""
+        pixels = part.pixels
+        if pixels is None:  # its deadline has just passed, and its record is already published
+            return False
         try:
-            into_slot(part.header, part.pixels, self._cameras[part.camera], lane.frames[slot])
-        except FrameError as error:
+            into_slot(part.header, pixels, self._cameras[part.camera], lane.frames[slot])
+        except (FrameError, cv2.error) as error:
             log.debug("undecodable", camera=part.camera, seq=part.seq, error=str(error))
             self._ledger.answer(part, UNKNOWN[Reason.UNDECODABLE])
             return False
@@ -167,8 +180,10 @@ class LaneWorker:
         self.thread = threading.Thread(target=self._run, name=f"lane-{number}", daemon=True)
         self.beat = time.monotonic_ns()
         self.healthy = False
+        self.healthy_at = self.beat
         self._started = threading.Event()
         self._failure: BaseException | None = None
+        self._pause = REBUILD_S[0]
 
     def wait_started(self) -> None:
         """Wait until the lane is made and validated; raise what prevented it."""
@@ -184,24 +199,32 @@ class LaneWorker:
             return
         finally:
             self._started.set()
-        pause = REBUILD_S[0]
-        while not self.stopping.is_set():
-            if lane is None:
-                self.healthy = False
-                self.stopping.wait(pause)
-                pause = min(pause * 2, REBUILD_S[1])
-                lane = self._make_again()
-                continue
-            self.healthy = True
-            try:
-                pause = REBUILD_S[0] if self._step(lane) else pause
-            except LaneFault as error:
-                self._station.counts["lane_faults"] += 1
-                log.error("lane_fault", engine=self._station.bundle.label, error=str(error))
+        try:
+            while not self.stopping.is_set():
+                lane = self._turn(lane)
+        finally:
+            # The thread that made a lane must close it, whatever happens: CUDA aborts the process otherwise.
+            self.healthy = False
+            if lane is not None:
                 lane.close()
-                lane = None
-        if lane is not None:
+
+    def _turn(self, lane: Lane | None) -> Lane | None:
+        """Run one batch, or make a lost lane again after a pause; return the lane, None if it is lost."""
+        if lane is None:
+            self.stopping.wait(self._pause)
+            self._pause = min(self._pause * 2, REBUILD_S[1])
+            return self._make_again()
+        self.healthy, self.healthy_at = True, time.monotonic_ns()
+        try:
+            if self._step(lane):
+                self._pause = REBUILD_S[0]
+        except LaneFault as error:
+            self.healthy = False
+            self._station.counts["lane_faults"] += 1
+            log.error("lane_fault", engine=self._station.bundle.label, error=str(error))
             lane.close()
+            return None
+        return lane
 
     def _step(self, lane: Lane) -> bool:
         """Take a batch and inspect it; say whether there was one."""
@@ -209,7 +232,15 @@ class LaneWorker:
         self.beat = time.monotonic_ns()
         self._station.give_up(hopeless)
         if batch:
-            self._station.inspect(lane, batch)
+            try:
+                self._station.inspect(lane, batch)
+            except LaneFault:
+                raise
+            except Exception as error:
+                # Not foreseen, so nothing is known of the lane either: it counts as faulted.
+                log.exception("inspection_failed", engine=self._station.bundle.label)
+                self._station.fail(batch)
+                raise LaneFault(str(error)) from error
         return bool(batch)
 
     def _make_again(self) -> Lane | None:

@@ -46,7 +46,7 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
         recipe: Product, if it changes.
         complete: False for a buffer that the camera did not fill: such a frame is never inspected.
         deadline_ms: Wish for an earlier deadline than the camera's configured one; 0 for none.
-        eos: End of stream: no frame; ``seq`` is the number of frames of the session.
+        eos: End of stream: no frame; ``seq`` is one more than the last frame's.
         truth: Known label of a test image (``good`` or the defect's name); copied to the record.
         simulated: The frame is not of a real part.
     """

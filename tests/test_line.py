@@ -111,7 +111,9 @@ def test_push_pub_and_imagezmq_cameras_at_once(tmp_path: Path, valkey: ValkeySer
         pub.end(20)
         answered_once(client, "cam1", push.session, 20)
         bright = answered_once(client, "cam2", pub.session, 20)
-        from_pi = until(lambda: len(records(client, KEYS.verdicts("pi"))) == 20 and records(client, KEYS.verdicts("pi")))
+        from_pi = until(
+            lambda: len(records(client, KEYS.verdicts("pi"))) == 20 and records(client, KEYS.verdicts("pi"))
+        )
     assert {r["verdict"] for r in bright} == {"NG"}
     assert {r["verdict"] for r in from_pi} == {"OK"}
     assert [r["part"] for r in from_pi] == [f"part-{n}" for n in range(20)]
@@ -185,7 +187,7 @@ def test_an_oversized_frame_is_cut_off_and_its_part_answered(
 
 
 def test_redis_killed_and_restarted_under_load(tmp_path: Path) -> None:
-    """kill -9 of Redis under load: no verdict is lost or doubled, and none waits for it."""
+    """Kill -9 of Redis under load: no verdict is lost or doubled, and none waits for it."""
     (tmp_path / "redis").mkdir()
     with server(tmp_path / "redis") as first:
         port, url = first.port, url_of(first)
@@ -215,7 +217,7 @@ def test_redis_killed_and_restarted_under_load(tmp_path: Path) -> None:
 def test_line_killed_and_restarted_answers_what_it_had_lost(
     tmp_path: Path, valkey: ValkeyServer, client: redis.Redis
 ) -> None:
-    """kill -9 of the line: after the restart every part of the session has one verdict, the lost ones UNKNOWN."""
+    """Kill -9 of the line: after the restart every part of the session has one verdict, the lost ones UNKNOWN."""
     make_store(tmp_path)
     config = tmp_path / "config.toml"
     config.write_text(_toml(settings(tmp_path, url_of(valkey))))

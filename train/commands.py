@@ -28,7 +28,7 @@ from train.features import FrozenTeacher
 from train.foreground import foregrounds
 from train.onnx_export import to_onnx
 from train.synthesis import Synthesizer
-from train.teacher import Teacher
+from train.teacher import STRIDES, Teacher
 from train.trainer import Schedule, Trainer, TrainingError
 
 METHODS: dict[str, type[nn.Module]] = {"dmdd": Dmdd}
@@ -46,13 +46,16 @@ class Options:
     steps: int = 0
     batch: int = 8
     seed: int = 0
+    rate: float = 4e-3
     foreground: str = "auto"
+    strides: tuple[int, ...] = STRIDES
+    dims: int = 112
     textures: Path | None = None
     false_rejects: float = 0.01
 
     def steps_for(self, images: int) -> int:
         """The steps to train: as told, or by the number of images."""
-        return self.steps or (2000 if images < 100 else 3000)
+        return self.steps or (1500 if images < 100 else 1800)
 
 
 def train_command(
@@ -106,19 +109,22 @@ def build_bundle(
     spec = InputSpec(options.size[1], options.size[0], channels, "bgr" if channels == 3 else "mono")
     kept, held = data.split(len(paths), HOLDOUT, options.seed)
     frames = data.load(paths, spec)
-    teacher = Teacher(options.backbone, options.weights, channels).to(device)
-    method = METHODS[method_name](teacher.widths).to(device).to(memory_format=torch.channels_last)
+    teacher = Teacher(options.backbone, options.weights, channels, options.strides).to(device)
+    height_width = options.size[1], options.size[0]
+    method = METHODS[method_name](teacher.widths, height_width, dims=options.dims)
+    method = method.to(device).to(memory_format=torch.channels_last)
     synthesizer, ratio = _synthesizer(frames[kept], options)
     console.print(
         f"{len(paths)} good images ({len(held)} held out), {'gray' if channels == 1 else 'colour'},"
         f" foreground {ratio}, {options.backbone}, {device.type}"
     )
-    schedule = Schedule(steps=options.steps_for(len(paths)), batch=options.batch, seed=options.seed)
+    schedule = Schedule(steps=options.steps_for(len(paths)), batch=options.batch, rate=options.rate, seed=options.seed)
     digest = data.digest(paths)
     fingerprint = f"{method_name} {options} {digest}"
+    frozen = FrozenTeacher(teacher, spec.shape, device)
     trainer = Trainer(
         method,
-        FrozenTeacher(teacher, spec.shape, device),
+        frozen,
         synthesizer,
         schedule,
         device,
@@ -126,6 +132,7 @@ def build_bundle(
         fingerprint,
     )
     _train(trainer, schedule, console)
+    _observe(method.eval(), FrozenTeacher(teacher, spec.shape, device, exact=True), synthesizer.images)
     settings = {**vars(schedule), "foreground": ratio, "size": list(options.size), "holdout": HOLDOUT}
     training = Training(
         method=method_name,
@@ -177,6 +184,14 @@ def validate(bundle: Bundle) -> None:
     finally:
         lane.close()
         engine.close()
+
+
+@torch.no_grad()
+def _observe(method: nn.Module, teacher: FrozenTeacher, frames: Pixels) -> None:
+    """Let the trained method see the good images once more, undistorted."""
+    for at in range(0, len(frames), 8):
+        method.observe(teacher(frames[at : at + 8]))  # type: ignore[operator]
+    method.settle()  # type: ignore[operator]
 
 
 def _synthesizer(frames: Pixels, options: Options) -> tuple[Synthesizer, str]:

@@ -33,7 +33,7 @@ def render(folder: Path, each: int = EACH) -> None:
 def main() -> None:
     """Train and replace ``engines/demo``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--each", type=int, default=EACH)
     parser.add_argument("--target", type=Path, default=Path(__file__).parent.parent / "engines" / "demo")
     arguments = parser.parse_args()
@@ -42,7 +42,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "good").mkdir()
         render(folder / "good", arguments.each)
-        options = Options(steps=arguments.steps, false_rejects=0.02)
+        options = Options(steps=arguments.steps, false_rejects=0.02, strides=(4, 8, 16), dims=32)
         built = build_bundle(folder, "dmdd", "demo", options, folder / "run", folder / "bundle", console)
         validate(built)
         shutil.rmtree(arguments.target, ignore_errors=True)

@@ -1,7 +1,7 @@
 """DMDD, Dual-Modeling Decouple Distillation (ACM MM 2024, arXiv 2408.03888): student, head and losses.
 
-Stated by the paper: a frozen teacher; a student whose initial features are expanded by 1x1 convolutions
-and separated into a normality and an abnormality branch; Normality Guidance Modeling (NGM) and
+Stated by the paper: a frozen teacher; a student whose initial features are decoupled into normality and
+abnormality features (by 1x1 convolutions, a third party's summary says); Normality Guidance Modeling (NGM) and
 Abnormality Inverse Mimicking (AIM) on normal-anomaly image pairs; a multi-perception segmentation head
 over the anomaly maps, trained on synthetic masks, from which map and score are read. The layer sizes, the
 reverse trunk and the head's inside are our reconstruction (``docs/methods.md``).
@@ -15,6 +15,8 @@ from typing import Final
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
 from torch import Tensor, nn
+
+from train.statistics import ResidualStatistics
 
 Maps = list[Tensor]
 
@@ -229,8 +231,8 @@ def ngm_loss(normal: Maps, teacher_clean: Maps) -> Tensor:
 def aim_loss(abnormal: Maps, teacher_twin: Maps, mask: Tensor) -> Tensor:
     """Abnormality Inverse Mimicking: mimic the teacher where the part is good, turn away where it is not.
 
-    The absolute difference between distance and mask, averaged over good and anomalous cells alike
-    (distance 0 where good, 1 where anomalous), as in URD's anomaly-aware loss.
+    The absolute difference between distance and mask (distance 0 where good, 1 where anomalous), as in URD's
+    anomaly-aware loss, plus a fifth of its mean over anomalous cells alone, which are few.
     """
     losses = []
     for distance in distances(abnormal, teacher_twin):
@@ -257,17 +259,26 @@ class Dmdd(nn.Module):
     """The method as the trainer, the exporter and the calibration see it.
 
     Args:
-        teacher: Channels of the teacher's maps at strides 4, 8 and 16.
+        teacher: Channels of the teacher's maps at strides 4, 8, 16 and, if there is a fourth, 32.
+        size: Height and width of the frames.
         detach: Whether the head's loss stays out of the student (the student models, the head decides).
+        dims: Dimensions of the residual statistics.
+
+    Attributes:
+        weights: Share of each anomaly map in the fused one: the head's, then the residuals' at stride 16 (and 32).
+            The head finds what synthesis foresaw, the residuals also what it did not.
     """
 
-    names: Final = ("head", "normality", "abnormality")
-
-    def __init__(self, teacher: Sequence[int], *, detach: bool = True) -> None:
+    def __init__(self, teacher: Sequence[int], size: tuple[int, int], *, detach: bool = True, dims: int = 112) -> None:
         super().__init__()
         self.student = Student(teacher)
         self.head = MultiPerceptionHead(teacher)
         self.detach = detach
+        self.statistics = nn.ModuleList(
+            ResidualStatistics(width, size[0] // stride, size[1] // stride, dims)
+            for width, stride in zip(teacher[2:], (16, 32), strict=False)
+        )
+        self.weights = (0.5, *(1.0 for _ in self.statistics))
 
     def losses(self, clean: Maps, twin: Maps, mask: Tensor) -> dict[str, Tensor]:
         """The losses of a batch of normal-anomaly pairs; their sum is minimised.
@@ -286,14 +297,27 @@ class Dmdd(nn.Module):
             "seg": segmentation_loss(logits, mask),
         }
 
+    def observe(self, teacher: Maps) -> None:
+        """Show the trained method teacher maps of good parts; :meth:`settle` follows the last ones."""
+        normal, _ = self.student(teacher)
+        for statistics, residual in zip(self.statistics, residuals(normal, teacher), strict=True):
+            statistics.observe(residual)  # type: ignore[operator]
+
+    def settle(self) -> None:
+        """Fit the residual statistics."""
+        for statistics in self.statistics:
+            statistics.fit()  # type: ignore[operator]
+
     def maps(self, teacher: Maps) -> Tensor:
-        """The anomaly maps named in ``names``, ``(n, 3, H/4, W/4)``, greater where less normal."""
+        """One anomaly map for each of ``weights``, ``(n, k, H/4, W/4)``, greater where less normal."""
         normal, abnormal = self.student(teacher)
-        size = teacher[0].shape[2:]
-        total = [
-            torch.stack(
-                [F.interpolate(d, size=size, mode="bilinear", align_corners=False) for d in distances(branch, teacher)]
-            ).sum(0)
-            for branch in (normal, abnormal)
-        ]
-        return torch.cat([self.head(teacher, normal, abnormal), *total], 1)
+        maps = [torch.sigmoid(self.head(teacher, normal, abnormal))]
+        for statistics, residual in zip(self.statistics, residuals(normal, teacher), strict=True):
+            distance = statistics(residual)
+            maps.append(F.interpolate(distance, size=teacher[0].shape[2:], mode="bilinear", align_corners=False))
+        return torch.cat(maps, 1)
+
+
+def residuals(normal: Maps, teacher: Maps) -> Maps:
+    """Teacher minus normality features, both of unit length, at strides 16 (and 32)."""
+    return [F.normalize(t, dim=1) - F.normalize(n, dim=1) for n, t in zip(normal[2:], teacher[2:], strict=True)]

@@ -67,15 +67,13 @@ class Detector(nn.Module):
         """The fused, smoothed anomaly map ``(n, 1, h, w)``."""
         maps: Tensor = self.method.maps(self.teacher(frames))  # type: ignore[operator]
         fused = ((maps - self.offset) * self.factor).sum(1, keepdim=True)
-        radius = self.kernel.shape[-1] // 2
-        padded = F.pad(fused, (radius, radius, radius, radius), mode="replicate")
-        return F.conv2d(F.conv2d(padded, self.kernel), self.kernel.transpose(2, 3))
+        return smooth(fused, self.kernel)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores ``(n,)`` and heatmaps uint8 ``(n, h, w)``."""
         value = self.value(frames)
         unit = ((value - self.output.low) / (self.output.high - self.output.low)).clamp(0, 1)
-        return value.amax((1, 2, 3)), (unit * 255 + 0.5).to(torch.uint8).squeeze(1)
+        return value.amax((1, 2, 3)), (unit.squeeze(1) * 255 + 0.5).to(torch.uint8)
 
 
 def gaussian(sigma: float) -> Tensor:
@@ -84,6 +82,13 @@ def gaussian(sigma: float) -> Tensor:
     x = torch.arange(-radius, radius + 1, dtype=torch.float32)
     row = torch.exp(-(x**2) / (2 * sigma**2))
     return (row / row.sum()).view(1, 1, 1, -1)
+
+
+def smooth(maps: Tensor, kernel: Tensor) -> Tensor:
+    """Smooth ``(n, 1, h, w)`` by a row kernel in both directions, edges repeated."""
+    radius = kernel.shape[-1] // 2
+    padded = F.pad(maps, (radius, radius, radius, radius), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel), kernel.transpose(2, 3))
 
 
 @torch.no_grad()
@@ -100,25 +105,25 @@ def run(module: Any, frames: Pixels, batch: int = 8) -> list[Tensor]:
 def fit_fusion(teacher: Teacher, method: nn.Module, good: Pixels) -> tuple[Fusion, OutputSpec]:
     """Choose fusion and heatmap range on held-out good frames, uint8 ``(n, H, W, C)``.
 
-    All maps weigh the same once a typical good part's peak is 1 on each: without defects to look at there is
-    no better reason for another weight.
+    Each map is brought to where a typical good part's peak is 1, then weighed as the method says: without
+    defects to look at there is no reason to choose weights by the data.
     """
     method.eval()
-    names: tuple[str, ...] = method.names  # type: ignore[assignment]
-    neutral = Fusion((0.0,) * len(names), (1.0,) * len(names), (1.0,) * len(names))
+    weights = torch.tensor(method.weights)
+    weights = weights / weights.sum()
+    count = len(weights)
+    neutral = Fusion((0.0,) * count, (1.0,) * count, (1.0,) * count)
 
     class _Raw(Detector):
         def forward(self, frames: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
             return (self.method.maps(self.teacher(frames)),)  # type: ignore[operator]
 
     (maps,) = run(_Raw(teacher, method, neutral, OutputSpec(1, 1, 0.0, 1.0)), good)
-    kernel = gaussian(SIGMA)
-    smooth = F.conv2d(F.conv2d(maps.flatten(0, 1).unsqueeze(1), kernel, padding="same"), kernel.mT, padding="same")
-    smooth = smooth.view_as(maps)
-    offset = smooth.mean((0, 2, 3))
-    scale = (smooth.amax((2, 3)).median(0).values - offset).clamp(min=1e-3)
-    fusion = Fusion(tuple(offset.tolist()), tuple(scale.tolist()), (1.0 / len(names),) * len(names))
-    fused = ((smooth - offset.view(1, -1, 1, 1)) / scale.view(1, -1, 1, 1)).mean(1)
+    smoothed = smooth(maps.flatten(0, 1).unsqueeze(1), gaussian(SIGMA)).view_as(maps)
+    offset = smoothed.mean((0, 2, 3))
+    scale = (smoothed.amax((2, 3)).median(0).values - offset).clamp(min=1e-3)
+    fusion = Fusion(tuple(offset.tolist()), tuple(scale.tolist()), tuple(weights.tolist()))
+    fused = ((smoothed - offset.view(1, -1, 1, 1)) * (weights / scale).view(1, -1, 1, 1)).sum(1)
     low = float(fused.flatten()[:: max(1, fused.numel() // 100_000)].quantile(0.01))
     return fusion, OutputSpec(maps.shape[2], maps.shape[3], low, low + HEADROOM)
 

@@ -58,14 +58,13 @@ class Teacher(nn.Module):
 
     def forward(self, frames: Tensor) -> list[Tensor]:
         """Map uint8 frames ``(n, H, W, C)`` in BGR or mono to float maps ``(n, c_k, H/s_k, W/s_k)``."""
-        x = frames.permute(0, 3, 1, 2).float()
+        # TensorRT takes uint8 only straight into a cast.
+        x = frames.float().permute(0, 3, 1, 2)
         x = x.expand(-1, 3, -1, -1) if self.channels == 1 else x.flip(1)
         return list(self.net((x - self.mean) / self.std))
 
 
-def _backbone(
-    name: str, weights: Path | None, strides: tuple[int, ...]
-) -> tuple[nn.Module, list[float], list[float]]:
+def _backbone(name: str, weights: Path | None, strides: tuple[int, ...]) -> tuple[nn.Module, list[float], list[float]]:
     lite = LITE.fullmatch(name.removeprefix("tf_"))
     timm_name = f"tf_{lite.group(0)}" if lite else name
     if not timm.is_model(timm_name):

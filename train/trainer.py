@@ -34,14 +34,22 @@ class TrainingError(RuntimeError):
 class Method(Protocol):
     """What a method has to give."""
 
-    names: tuple[str, ...]
+    weights: tuple[float, ...]
 
     def losses(self, clean: Maps, twin: Maps, mask: Tensor) -> dict[str, Tensor]:
         """Named losses of a batch of pairs; their sum is minimised."""
         ...
 
+    def observe(self, teacher: Maps) -> None:
+        """Look at teacher maps of good parts, after training."""
+        ...
+
+    def settle(self) -> None:
+        """Make what was observed part of the method."""
+        ...
+
     def maps(self, teacher: Maps) -> Tensor:
-        """Anomaly maps ``(n, len(names), h, w)``, greater where less normal."""
+        """Anomaly maps ``(n, len(weights), h, w)``, greater where less normal."""
         ...
 
 

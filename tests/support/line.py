@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +52,7 @@ def settings(folder: Path, url: str, **changes: Any) -> dict[str, Any]:
         "sockets": [{"address": f"ipc://{folder}/frames"}],
         "engine": {"store": str(folder / "store"), "name": "bright", "max_batch": 4, "threads": 1},
         "redis": {"url": url, "heartbeat_ms": 100, "timeout_ms": 200},
+        "limits": {"queue_parts": 1000},
         "spool": {"path": str(folder / "spool")},
         "cameras": {"cam1": {"deadline_ms": 5000}},
     }
