@@ -267,6 +267,8 @@ class Dmdd(nn.Module):
     Attributes:
         weights: Share of each anomaly map in the fused one: the head's, then the residuals' at stride 16 (and 32).
             The head finds what synthesis foresaw, the residuals also what it did not.
+        scales: Unit of each map, None where it is to be measured. The head's is its own decision boundary: on good
+            parts it is next to nothing, which measures nothing.
     """
 
     def __init__(self, teacher: Sequence[int], size: tuple[int, int], *, detach: bool = True, dims: int = 112) -> None:
@@ -279,6 +281,7 @@ class Dmdd(nn.Module):
             for width, stride in zip(teacher[2:], (16, 32), strict=False)
         )
         self.weights = (0.5, *(1.0 for _ in self.statistics))
+        self.scales = (0.5, *(None for _ in self.statistics))
 
     def losses(self, clean: Maps, twin: Maps, mask: Tensor) -> dict[str, Tensor]:
         """The losses of a batch of normal-anomaly pairs; their sum is minimised.

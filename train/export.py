@@ -32,7 +32,7 @@ class Fusion:
 
     Attributes:
         offset: Mean of each map over good parts.
-        scale: Typical peak (median over good parts) above that mean.
+        scale: Unit of each map: typical peak (median over good parts) above that mean, unless the method gives it.
         weight: Share of each map.
     """
 
@@ -105,8 +105,8 @@ def run(module: Any, frames: Pixels, batch: int = 8) -> list[Tensor]:
 def fit_fusion(teacher: Teacher, method: nn.Module, good: Pixels) -> tuple[Fusion, OutputSpec]:
     """Choose fusion and heatmap range on held-out good frames, uint8 ``(n, H, W, C)``.
 
-    Each map is brought to where a typical good part's peak is 1, then weighed as the method says: without
-    defects to look at there is no reason to choose weights by the data.
+    Each map is brought to where a typical good part's peak is 1 (or to the unit that the method gives), then
+    weighed as the method says: without defects to look at there is no reason to choose weights by the data.
     """
     method.eval()
     weights = torch.tensor(method.weights)
@@ -121,7 +121,9 @@ def fit_fusion(teacher: Teacher, method: nn.Module, good: Pixels) -> tuple[Fusio
     (maps,) = run(_Raw(teacher, method, neutral, OutputSpec(1, 1, 0.0, 1.0)), good)
     smoothed = smooth(maps.flatten(0, 1).unsqueeze(1), gaussian(SIGMA)).view_as(maps)
     offset = smoothed.mean((0, 2, 3))
-    scale = (smoothed.amax((2, 3)).median(0).values - offset).clamp(min=1e-3)
+    measured = (smoothed.amax((2, 3)).median(0).values - offset).clamp(min=1e-3)
+    given: tuple[float | None, ...] = method.scales  # type: ignore[assignment]
+    scale = torch.tensor([m if g is None else g for m, g in zip(measured.tolist(), given, strict=True)])
     fusion = Fusion(tuple(offset.tolist()), tuple(scale.tolist()), tuple(weights.tolist()))
     fused = ((smoothed - offset.view(1, -1, 1, 1)) * (weights / scale).view(1, -1, 1, 1)).sum(1)
     low = float(fused.flatten()[:: max(1, fused.numel() // 100_000)].quantile(0.01))

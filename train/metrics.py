@@ -45,9 +45,11 @@ def pro_curve_area(negatives: Floats, regions: Floats, limit: float = 0.3) -> fl
         return float("nan")
     fpr = np.concatenate([[0.0], np.cumsum(negatives[::-1]) / negatives.sum()])
     pro = np.concatenate([[0.0], np.cumsum(regions[::-1])])
-    end = np.interp(limit, fpr, pro)
-    inside = fpr < limit
-    return float(np.trapezoid(np.append(pro[inside], end), np.append(fpr[inside], limit)) / limit)
+    # The first point at or beyond the limit; where several lie exactly on it, the curve's rise there is beyond it.
+    last = int(np.argmax(fpr >= limit))
+    share = (limit - fpr[last - 1]) / (fpr[last] - fpr[last - 1])
+    end = pro[last - 1] + share * (pro[last] - pro[last - 1])
+    return float(np.trapezoid(np.append(pro[:last], end), np.append(fpr[:last], limit)) / limit)
 
 
 def image_metrics(scores: Floats, defective: NDArray[np.bool_]) -> dict[str, float]:

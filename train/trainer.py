@@ -35,6 +35,7 @@ class Method(Protocol):
     """What a method has to give."""
 
     weights: tuple[float, ...]
+    scales: tuple[float | None, ...]
 
     def losses(self, clean: Maps, twin: Maps, mask: Tensor) -> dict[str, Tensor]:
         """Named losses of a batch of pairs; their sum is minimised."""
