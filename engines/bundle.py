@@ -6,6 +6,7 @@ Nothing in a bundle is pickled; nothing in it is executed before it has been ver
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from hashlib import sha256
@@ -33,7 +34,8 @@ class BundleError(ValueError):
 class OutputSpec(msgspec.Struct, frozen=True):
     """What an engine gives: a float32 score a part and a uint8 heatmap ``(height, width)``.
 
-    A heatmap level is ``clip((value - low) / (high - low), 0, 1) * 255`` of the anomaly map's value.
+    A heatmap level is ``log1p(value - low) / log1p(high - low) * 255`` of the anomaly map's value, clipped to
+    0..255: fine steps where good parts lie, room for values far above them.
     """
 
     height: int
@@ -43,7 +45,7 @@ class OutputSpec(msgspec.Struct, frozen=True):
 
     def level(self, value: float) -> float:
         """The heatmap level, 0..255, of an anomaly map's value."""
-        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0) * 255
+        return min(math.log1p(max(value - self.low, 0.0)) / math.log1p(self.high - self.low), 1.0) * 255
 
 
 class Threshold(msgspec.Struct, frozen=True):

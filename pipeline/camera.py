@@ -18,6 +18,9 @@ from pipeline.wire import Header
 log = structlog.get_logger(__name__)
 
 IDLE_S: Final = 0.05
+IPC_HOLD_S: Final = 0.25
+"""How long an ipc socket stays open after the last message: what a busy line has not yet read when such a
+socket closes is lost to it, whatever the linger time; tcp has no such flaw."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,10 @@ class CameraSender:
         self._stopping.set()
 
     def _open(self, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-        socket = context.socket(zmq.PUB if self._settings.pattern == "pub" else zmq.PUSH)
-        socket.sndhwm = 4
+        publishes = self._settings.pattern == "pub"
+        socket = context.socket(zmq.PUB if publishes else zmq.PUSH)
+        # PUB never waits: what finds its own queue full is dropped there, so that queue has to be the buffer.
+        socket.sndhwm = self._settings.buffer if publishes else 4
         socket.linger = int(self._settings.linger_s * 1000)
         (socket.bind if self._settings.mode == "bind" else socket.connect)(self._settings.address)
         return socket
@@ -169,4 +174,6 @@ class CameraSender:
         header = Header(seq=self.captured, session=self.session, eos=True)
         if socket.poll(int(self._settings.linger_s * 1000), zmq.POLLOUT):
             socket.send_multipart(wire.encode(self._settings.camera, header, b""))
+        if self._settings.address.startswith("ipc:"):
+            time.sleep(IPC_HOLD_S)
         log.info("camera_done", camera=self._settings.camera, captured=self.captured, dropped=self.dropped)

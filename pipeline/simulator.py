@@ -72,9 +72,8 @@ def _washer(size: int, rng: Rng) -> _Canvas:
     cv2.circle(canvas.alpha, canvas.at(0, 0), canvas.length(0.8), 255, -1, cv2.LINE_AA)
     cv2.circle(canvas.alpha, canvas.at(0, 0), canvas.length(0.34), 0, -1, cv2.LINE_AA)
     rings = _grain(size, rng, (size, 2), 0.10)
-    polar = cv2.warpPolar(
-        rings, (size, size), canvas.at(0, 0), size / 2, cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR | cv2.WARP_POLAR_LINEAR
-    )
+    flags = cv2.WARP_INVERSE_MAP | cv2.WARP_FILL_OUTLIERS | cv2.INTER_LINEAR | cv2.WARP_POLAR_LINEAR
+    polar = cv2.warpPolar(rings, (size, size), canvas.at(0, 0), size / 2, flags)
     shade = np.asarray(polar)[..., None] * np.array([168, 165, 160], np.float32)
     canvas.colour[:] = np.clip(shade, 0, 255)
     cv2.circle(canvas.colour, canvas.at(0, 0), canvas.length(0.77), (120, 118, 115), 2, cv2.LINE_AA)

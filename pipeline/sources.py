@@ -82,7 +82,7 @@ class FolderSource:
     def __init__(self, folder: Path, *, loop: bool = False) -> None:
         self._loop = loop
         wanted = {*IMAGES, *OTHER_IMAGES}
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in wanted)
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in wanted and path.is_file())
         self.files = [path for path in found if "ground_truth" not in path.relative_to(folder).parts]
         self._folder = folder
         if not self.files:
@@ -96,7 +96,7 @@ class FolderSource:
 
     def _frame(self, path: Path) -> Frame:
         inner = path.relative_to(self._folder)
-        truth, name = (inner.parts[-2] if len(inner.parts) > 1 else ""), inner.as_posix()[-128:]
+        truth, name = _text(inner.parts[-2] if len(inner.parts) > 1 else ""), _text(inner.as_posix())
         fmt = IMAGES.get(path.suffix.lower())
         if fmt is not None:
             return Frame(path.read_bytes(), 0, 0, fmt, truth, name)
@@ -104,6 +104,11 @@ class FolderSource:
         if image is None:  # sent as it is, so that the line answers the part
             return Frame(b"", 0, 0, "jpeg", truth, name)
         return Frame(np.ascontiguousarray(image).data, image.shape[1], image.shape[0], "bgr8", truth, name)
+
+
+def _text(name: str) -> str:
+    """A file's name as a header can carry it: UTF-8, and the last 128 characters of it."""
+    return name.encode("utf-8", "replace").decode()[-128:]
 
 
 class VideoSource:

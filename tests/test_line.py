@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import imagezmq
 import numpy as np
+import psutil
 import pytest
 import redis
 import zmq
@@ -267,6 +268,40 @@ def test_sigterm_drains_open_parts_and_takes_the_heartbeat_away(
     found = records(client, KEYS.verdicts("cam1"))
     assert [int(r["seq"]) for r in found] == list(range(len(found)))
     assert not client.exists(KEYS.heartbeat)
+
+
+def test_a_flood_of_garbage_leaves_pace_and_memory_alone(
+    tmp_path: Path, valkey: ValkeyServer, client: redis.Redis
+) -> None:
+    """Thousands of broken messages and several of 100 MB: every good part is answered OK, memory stays flat."""
+    make_store(tmp_path)
+    config = tmp_path / "config.toml"
+    config.write_text(_toml(settings(tmp_path, url_of(valkey), limits={"queue_parts": 1000, "max_frame_bytes": 65536})))
+    line = subprocess.Popen([sys.executable, "-m", "pipeline", "run", "-c", str(config)], stderr=subprocess.DEVNULL)
+    process = psutil.Process(line.pid)
+    rng = np.random.default_rng(0)
+    try:
+        until(lambda: client.exists(KEYS.heartbeat), 60)
+        with Sender(address(tmp_path)) as camera, Sender(address(tmp_path)) as vandal:
+            for _ in range(300):
+                camera.frame()
+            until(lambda: client.xlen(KEYS.verdicts("cam1")) == 300)
+            before = process.memory_info().rss
+            for number in range(3000):
+                vandal.raw(*(rng.bytes(int(rng.integers(0, 200))) for _ in range(int(rng.integers(1, 6)))))
+                if number % 10 == 0:
+                    camera.frame()
+                if number % 1000 == 0:
+                    with Sender(address(tmp_path), "big") as big:
+                        big.raw(b"cam1", b"", bytes(100_000_000))
+            camera.end(600)
+            found = answered_once(client, "cam1", camera.session, 600)
+            grown = process.memory_info().rss - before
+    finally:
+        line.terminate()
+        assert line.wait(30) == 0
+    assert {r["verdict"] for r in found} == {"OK"}
+    assert grown < 32 << 20
 
 
 def _toml(table: dict[str, object]) -> str:

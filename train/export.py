@@ -22,8 +22,8 @@ from train.teacher import Teacher
 PARITY_FRAMES: Final = 8
 SIGMA: Final = 1.0
 """Width of the Gaussian that smooths the map, in cells of four pixels."""
-HEADROOM: Final = 6.0
-"""The heatmap's range reaches so many times as far above the typical good part as that is above the mean."""
+HEADROOM: Final = 60.0
+"""The heatmap's range above the least value, in units of a typical good part's peak above the mean."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Detector(nn.Module):
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores ``(n,)`` and heatmaps uint8 ``(n, h, w)``."""
-        value = self.value(frames)
-        unit = ((value - self.output.low) / (self.output.high - self.output.low)).clamp(0, 1)
+        value, span = self.value(frames), self.output.high - self.output.low
+        unit = (torch.log1p((value - self.output.low).clamp(min=0)) / math.log1p(span)).clamp(max=1)
         return value.amax((1, 2, 3)), (unit.squeeze(1) * 255 + 0.5).to(torch.uint8)
 
 

@@ -1,0 +1,66 @@
+"""systemd's notifications, over a real datagram socket as systemd opens it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.notify import Notifier
+
+
+def listening(address: str) -> socket.socket:
+    """What systemd listens on."""
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    channel.bind(address)
+    channel.settimeout(10)
+    return channel
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A manager that has told the service where to report."""
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    with listening(address) as channel:
+        yield channel
+
+
+def test_each_message_is_one_datagram(systemd: socket.socket) -> None:
+    """The words are those of sd_notify(3)."""
+    notifier = Notifier()
+    notifier.ready()
+    notifier.watchdog()
+    notifier.status("waiting for Redis")
+    notifier.stopping()
+    got = [systemd.recv(256) for _ in range(4)]
+    assert got == [b"READY=1", b"WATCHDOG=1", b"STATUS=waiting for Redis", b"STOPPING=1"]
+
+
+def test_a_status_is_told_when_it_changes(systemd: socket.socket) -> None:
+    """The same line again is not sent again; an old one that comes back is."""
+    notifier = Notifier()
+    for text in ("Ready", "Ready", "Error", "Ready"):
+        notifier.status(text)
+    notifier.stopping()
+    assert [systemd.recv(256) for _ in range(4)] == [b"STATUS=Ready", b"STATUS=Error", b"STATUS=Ready", b"STOPPING=1"]
+
+
+def test_an_abstract_socket_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that begins with @ is in the abstract name space, as containers have it."""
+    name = f"dmdd-test-{tmp_path.name}-{id(tmp_path)}"
+    monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+    with listening(f"\0{name}") as channel:
+        Notifier().ready()
+        assert channel.recv(256) == b"READY=1"
+
+
+def test_nothing_is_sent_where_there_is_no_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started by hand, the service reports to nobody and does not mind."""
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notifier = Notifier()
+    notifier.ready()
+    notifier.status("Ready")
+    notifier.stopping()

@@ -1,0 +1,219 @@
+"""The engine store: numbered versions, one active, a way back, and no half of anything."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engines import bundle, store
+from engines.bundle import MODEL, BundleError
+from engines.store import HISTORY, Store, StoreError
+from tests.support.engine import write_bundle
+
+NAME = "bright"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """The folder of a bundle."""
+    return write_bundle(tmp_path / "bundle").folder
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Store:
+    """An empty store, whose folder does not exist yet."""
+    return Store(tmp_path / "store")
+
+
+def added(kept: Store, source: Path, count: int) -> Store:
+    """The store with so many versions."""
+    for _ in range(count):
+        kept.add(source, NAME)
+    return kept
+
+
+def test_an_empty_store_has_nothing(kept: Store) -> None:
+    """A store that was never written to is no error."""
+    assert (kept.names(), kept.versions(NAME), kept.history(NAME), kept.active(NAME)) == ([], [], [], None)
+    assert not kept.root.exists()
+
+
+def test_versions_are_numbered_from_one(kept: Store, source: Path) -> None:
+    """Each bundle that is added is the next version, in the order of numbers and not of letters; none is active."""
+    for number in range(1, 12):
+        got = kept.add(source, NAME)
+        assert (got.version, got.label, got.folder) == (str(number), f"{NAME}@{number}", kept.root / NAME / str(number))
+    assert kept.versions(NAME) == [str(number) for number in range(1, 12)]
+    assert kept.names() == [NAME]
+    assert kept.active(NAME) is None
+
+
+def test_an_added_bundle_is_a_verified_copy(kept: Store, source: Path) -> None:
+    """The store does not need the source any more, and loads the same engine."""
+    digest = bundle.load(source).digest
+    kept.add(source, NAME)
+    shutil.rmtree(source)
+    got = kept.get(NAME, "1")
+    assert (got.digest, got.version) == (digest, "1")
+    assert got.folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_version_is_active_once_it_is_activated(kept: Store, source: Path) -> None:
+    """No version named means the active one; adding another changes nothing."""
+    added(kept, source, 2).activate(NAME, "1")
+    assert kept.active(NAME) == "1"
+    kept.add(source, NAME)
+    assert kept.get(NAME).version == "1"
+    kept.activate(NAME, "3")
+    assert kept.get(NAME).version == "3"
+    assert kept.history(NAME) == ["1", "3"]
+
+
+def test_a_rollback_goes_back_step_by_step(kept: Store, source: Path) -> None:
+    """Each rollback takes the version that was active before, until there is none."""
+    added(kept, source, 3)
+    for version in ("1", "3", "2"):
+        kept.activate(NAME, version)
+    assert [kept.rollback(NAME), kept.active(NAME)] == ["3", "3"]
+    assert [kept.rollback(NAME), kept.active(NAME)] == ["1", "1"]
+    with pytest.raises(StoreError, match="nothing to roll back to"):
+        kept.rollback(NAME)
+    assert kept.active(NAME) == "1"
+
+
+def test_activating_the_active_version_does_not_spoil_the_way_back(kept: Store, source: Path) -> None:
+    """Said twice, an activation is one: a rollback still gives another version."""
+    added(kept, source, 2)
+    for version in ("1", "2", "2"):
+        kept.activate(NAME, version)
+    assert kept.rollback(NAME) == "1"
+
+
+def test_a_store_is_its_folder(kept: Store, source: Path) -> None:
+    """Another process sees the same."""
+    added(kept, source, 2).activate(NAME, "2")
+    other = Store(kept.root)
+    assert (other.active(NAME), other.get(NAME).digest) == ("2", bundle.load(source).digest)
+
+
+@pytest.mark.parametrize("version", ["3", "0", "", "latest", "..", "1/..", ".incoming-x"])
+def test_a_version_that_is_not_there_is_not_activated(kept: Store, source: Path, version: str) -> None:
+    """The message says which there are; the active one stays."""
+    added(kept, source, 2).activate(NAME, "1")
+    with pytest.raises(StoreError, match=r"has no version .*versions: 1, 2"):
+        kept.activate(NAME, version)
+    assert kept.history(NAME) == ["1"]
+
+
+def test_an_engine_that_is_not_there_is_named_with_what_there_is(kept: Store, source: Path) -> None:
+    """A wrong name, a wrong version and no active version are told apart."""
+    added(kept, source, 2)
+    with pytest.raises(StoreError, match=r"'caps': no active version in .*versions: none; engines: bright"):
+        kept.get("caps")
+    with pytest.raises(StoreError, match=r"'bright': no version 9 in .*versions: 1, 2; engines: bright"):
+        kept.get(NAME, "9")
+    with pytest.raises(StoreError, match=r"'bright': no active version in .*versions: 1, 2"):
+        kept.get(NAME)
+
+
+def test_a_reference_is_a_name_a_version_or_a_folder(kept: Store, source: Path) -> None:
+    """``name``, ``name@version`` and the path of a bundle are resolved."""
+    added(kept, source, 2).activate(NAME, "1")
+    assert kept.resolve(NAME).label == f"{NAME}@1"
+    assert kept.resolve(f"{NAME}@2").label == f"{NAME}@2"
+    assert kept.resolve(str(source)).folder == source
+    for wrong in (f"{NAME}@3", "caps", "", "no/such/folder", "@1"):
+        with pytest.raises(StoreError):
+            kept.resolve(wrong)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", ".", "../up", "a/b", "/abs", "-x", "a b", "x" * 65, "a\n", "caf\u00e9", "a\0"]
+)
+def test_a_name_that_is_no_folder_of_the_store_is_refused(kept: Store, source: Path, name: str) -> None:
+    """No name leads outside the store, whatever is done with it."""
+    for use in (
+        lambda: kept.add(source, name),
+        lambda: kept.activate(name, "1"),
+        lambda: kept.rollback(name),
+        lambda: kept.get(name),
+        lambda: kept.versions(name),
+        lambda: kept.history(name),
+    ):
+        with pytest.raises(StoreError, match="engine name"):
+            use()
+    assert not kept.root.exists()
+
+
+def test_a_bundle_that_fails_verification_is_not_added(kept: Store, source: Path) -> None:
+    """Nothing of it gets into the store."""
+    (source / MODEL).write_bytes(b"other")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        kept.add(source, NAME)
+    assert kept.versions(NAME) == []
+
+
+def test_a_version_that_was_changed_in_the_store_is_not_loaded(kept: Store, source: Path) -> None:
+    """Verification is of what is loaded, each time it is loaded."""
+    added(kept, source, 1).activate(NAME, "1")
+    (kept.root / NAME / "1" / MODEL).write_bytes(b"other")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        kept.get(NAME)
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_an_interrupted_add_leaves_no_version(
+    kept: Store, source: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """A copy that stops half way leaves nothing behind, and the number is still free."""
+
+    def half_copy(origin: Path, target: Path, **_: object) -> None:
+        shutil.copy(origin / MODEL, target)
+        raise error
+
+    monkeypatch.setattr(store.shutil, "copytree", half_copy)
+    with pytest.raises(type(error)):
+        kept.add(source, NAME)
+    assert kept.versions(NAME) == []
+    assert list((kept.root / NAME).iterdir()) == []
+    monkeypatch.undo()
+    assert kept.add(source, NAME).version == "1"
+
+
+def test_what_a_killed_add_leaves_is_no_version(kept: Store, source: Path) -> None:
+    """A staging folder that nobody could remove is neither listed nor loaded, nor in the way."""
+    added(kept, source, 1)
+    shutil.copytree(source, kept.root / NAME / ".incoming-abc")
+    assert kept.versions(NAME) == ["1"]
+    assert kept.add(source, NAME).version == "2"
+
+
+def test_a_copy_that_came_out_wrong_is_not_added(kept: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that stores something else is noticed before the version exists."""
+    copy = shutil.copytree
+
+    def bad_copy(origin: Path, target: Path, **options: bool) -> None:
+        copy(origin, target, **options)
+        (target / MODEL).write_bytes(b"other")
+
+    monkeypatch.setattr(store.shutil, "copytree", bad_copy)
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        kept.add(source, NAME)
+    assert list((kept.root / NAME).iterdir()) == []
+
+
+def test_an_activation_that_fails_leaves_the_one_before(
+    kept: Store, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The history is replaced whole or not at all."""
+    added(kept, source, 2).activate(NAME, "1")
+
+    def fails(_: Path, __: Path) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="power cut"):
+        kept.activate(NAME, "2")
+    assert (kept.active(NAME), (kept.root / NAME / HISTORY).read_text()) == ("1", "1\n")
