@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -71,8 +72,8 @@ def run_demo(*, seconds: float, rate: float, json_file: Path | None = None) -> i
         client = redis.Redis.from_url(url, socket_timeout=2)
         stack.callback(client.close)
         _clear(client)
-        config = _prepare(folder, url)
-        address = f"ipc://{folder}/frames"
+        address = f"tcp://127.0.0.1:{_free_port()}"
+        config = _prepare(folder, url, address)
         line = stack.enter_context(_process(folder / "line.log", "run", "--config", str(config)))
         _wait_ready(client, line, folder / "line.log")
         _say_how_to_look(console, url)
@@ -86,14 +87,20 @@ def run_demo(*, seconds: float, rate: float, json_file: Path | None = None) -> i
     return _summary(console, tally, elapsed, json_file)
 
 
-def _prepare(folder: Path, url: str) -> Path:
+def _prepare(folder: Path, url: str, address: str) -> Path:
     """Put the demo engine into a store of its own and write a config."""
     store = Store(folder / "store")
     added = store.add(ENGINE, "demo")
     store.activate("demo", added.version)
     config = folder / "config.toml"
-    config.write_text(CONFIG.format(line=LINE, address=f"ipc://{folder}/frames", store=store.root, url=url))
+    config.write_text(CONFIG.format(line=LINE, address=address, store=store.root, url=url))
     return config
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _camera(name: str, product: str, address: str, seconds: float, rate: float) -> list[str]:

@@ -124,6 +124,7 @@ class VideoSource:
         self._address: str | int = int(address) if address.isdigit() else address
         self._file = isinstance(self._address, str) and Path(self._address).is_file()
         self._loop = loop
+        self._given = False
         self._capture = self._open()
         if self._capture is None:
             msg = f"{address}: OpenCV cannot open it; is the file, device or url right, may this user read it?"
@@ -135,6 +136,7 @@ class VideoSource:
             while True:
                 got, image = self._capture.read() if self._capture is not None else (False, None)
                 if got and image is not None:
+                    self._given = True
                     pixels = np.ascontiguousarray(image)
                     fmt = "mono8" if pixels.ndim == 2 else "bgr8"
                     yield Frame(pixels.data, pixels.shape[1], pixels.shape[0], fmt)
@@ -156,7 +158,9 @@ class VideoSource:
     def _reopen(self) -> None:
         if self._capture is not None:
             self._capture.release()
-        pause = 0.0 if self._file else REOPEN_S[0]
+        # A file starts again at once, unless it has given nothing: then it is as good as lost.
+        pause = 0.0 if self._file and self._given else REOPEN_S[0]
+        self._given = False
         while True:
             time.sleep(pause)
             self._capture = self._open()

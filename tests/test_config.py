@@ -203,8 +203,8 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
     folder.mkdir()
     path = folder / "config.toml"
     path.write_text('[engine]\nstore = "engines"\n[spool]\npath = "../spool"\n[cameras.a]\n')
-    monkeypatch.chdir(folder)
-    for given_path in (path, Path("config.toml")):
+    monkeypatch.chdir(tmp_path)
+    for given_path in (path, Path("etc/config.toml")):
         got = config.load(given_path)
         assert got.engine.store == folder / "engines"
         assert got.spool.path.resolve() == tmp_path / "spool"

@@ -64,3 +64,12 @@ def test_nothing_is_sent_where_there_is_no_systemd(monkeypatch: pytest.MonkeyPat
     notifier.ready()
     notifier.status("Ready")
     notifier.stopping()
+
+
+def test_a_vanished_service_manager_does_not_stop_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notification socket that nobody listens on is passed over: inspecting parts matters more."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    notifier = Notifier()
+    notifier.ready()
+    notifier.watchdog()
+    assert not (tmp_path / "gone").exists()

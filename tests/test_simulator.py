@@ -97,6 +97,20 @@ def test_a_rendered_defect_has_its_label_and_a_mask(product: str, label: str) ->
         assert shot.mask.any()
 
 
+@pytest.mark.parametrize("product", sorted(PRODUCTS))
+def test_a_mask_is_on_the_part(product: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What of a defect lies beside the part, or in a hole of it, is neither seen nor called defective."""
+    simulator = Simulator(product, width=128, height=96, seed=3)
+    pose = simulator._pose(96, np.random.default_rng(0))
+    monkeypatch.setattr(simulator, "_pose", lambda *_: pose)
+    part = cv2.warpAffine(simulator._plain.alpha, pose, (128, 96), flags=cv2.INTER_NEAREST) > 0
+    for label in LABELS:
+        for seed in range(10):
+            mask = simulator.render(label, np.random.default_rng(seed)).mask
+            assert mask.any()
+            assert not (mask & ~part).any()
+
+
 def test_one_part_does_not_change_the_next() -> None:
     """A defect is on its own part only."""
     simulator = Simulator(width=64, height=64)

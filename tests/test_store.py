@@ -51,8 +51,9 @@ def test_versions_are_numbered_from_one(kept: Store, source: Path) -> None:
 
 
 def test_an_added_bundle_is_a_verified_copy(kept: Store, source: Path) -> None:
-    """The store does not need the source any more, and loads the same engine."""
+    """The store does not need the source any more, loads the same engine, and other users' services may too."""
     digest = bundle.load(source).digest
+    source.chmod(0o700)
     kept.add(source, NAME)
     shutil.rmtree(source)
     got = kept.get(NAME, "1")
