@@ -27,7 +27,7 @@ import redis
 from pipeline.embedded import redis_server
 from pipeline.records import Keys
 from pipeline.tally import Tally
-from train.data import read_image, test_samples
+from train.data import labelled_samples, read_image
 from train.metrics import image_metrics
 
 CONFIG = """\
@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=20.0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    samples = test_samples(arguments.data)
+    samples = labelled_samples(arguments.data)
     with tempfile.TemporaryDirectory() as name, redis_server(Path(name) / "redis") as url:
         folder, client = Path(name), redis.Redis.from_url(url, socket_timeout=5)
         line = run_line(folder, arguments.engine, arguments.store, url, client)

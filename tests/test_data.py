@@ -70,15 +70,15 @@ def test_test_samples_have_their_class_and_mask(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "good" / "0.png")
     truth = tmp_path / "ground_truth"
     test = tmp_path / "test"
-    assert data.test_samples(tmp_path) == [
+    assert data.labelled_samples(tmp_path) == [
         Sample(test / "crack" / "0.png", "crack", truth / "crack" / "0_mask.png"),
         Sample(test / "crack" / "1.png", "crack", truth / "crack" / "1.png"),
         Sample(test / "good" / "0.png", "good", None),
         Sample(test / "stain" / "0.png", "stain", None),
         Sample(test / "stain" / "1.jpg", "stain", truth / "stain" / "1_mask.png"),
     ]
-    assert [sample.defective for sample in data.test_samples(test)] == [True, True, False, True, True]
-    assert data.test_samples(test) == data.test_samples(tmp_path)
+    assert [sample.defective for sample in data.labelled_samples(test)] == [True, True, False, True, True]
+    assert data.labelled_samples(test) == data.labelled_samples(tmp_path)
 
 
 @pytest.mark.parametrize("layout", [[], ["test/crack/0.png"], ["crack/0.png"], ["0.png"], ["test/0.png"]], ids=str)
@@ -87,13 +87,13 @@ def test_test_samples_need_good_ones(tmp_path: Path, layout: list[str]) -> None:
     for name in layout:
         picture(tmp_path / name)
     with pytest.raises(DataError, match=r"expected test/good/ and one folder per kind of defect"):
-        data.test_samples(tmp_path)
+        data.labelled_samples(tmp_path)
 
 
 def test_a_folder_that_does_not_exist_is_told_like_an_empty_one(tmp_path: Path) -> None:
     """A typing error is an explanation, not a traceback."""
     with pytest.raises(DataError):
-        data.test_samples(tmp_path / "none")
+        data.labelled_samples(tmp_path / "none")
 
 
 def test_images_are_read_as_the_line_would(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -26,20 +25,6 @@ from tests.support.engine import SIDE, make_store
 from tests.support.line import KEYS, Sender, answered_once, records, running, server, settings, until, url_of
 
 DARK, BRIGHT = 20, 230
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A Redis of this test's own."""
-    with server(tmp_path / "redis") as started:
-        yield started
-
-
-@pytest.fixture
-def client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
-    """A patient client beside the line's."""
-    with redis.Redis.from_url(url_of(valkey), socket_timeout=5) as opened:
-        yield opened
 
 
 def address(folder: Path) -> str:

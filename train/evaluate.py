@@ -103,7 +103,7 @@ def per_class(samples: list[Sample], result: Inspection, threshold: float) -> di
 def evaluate_command(reference: str, folder: Path, *, store: Path, precision: str, json_file: Path | None) -> None:
     """Measure an engine and print the figures."""
     bundle = Store(store).resolve(reference)
-    samples = data.test_samples(folder)
+    samples = data.labelled_samples(folder)
     result = inspect(bundle, samples, precision, Console(stderr=True))
     figures = measure(bundle, samples, result)
     classes = per_class(samples, result, bundle.manifest.threshold.value)
