@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 from rich.console import Console
 
@@ -167,6 +168,20 @@ def test_a_mono_teacher_sees_gray_as_colour() -> None:
     gray = torch.randint(0, 255, (1, 64, 64, 1), dtype=torch.uint8)
     for one, three in zip(Teacher(channels=1)(gray), Teacher(channels=3)(gray.expand(-1, -1, -1, 3)), strict=True):
         assert torch.allclose(one, three, atol=1e-3)
+
+
+def test_any_timm_backbone_with_local_weights_is_a_teacher(tmp_path: Path) -> None:
+    """A timm model with feature maps at the strides needed works from a local weights file; a wrong file is refused."""
+    torch.manual_seed(1)
+    state = timm.create_model("resnet18", pretrained=False).state_dict()
+    torch.save(state, tmp_path / "resnet18.pth")
+    teacher = Teacher("resnet18", tmp_path / "resnet18.pth")
+    maps = teacher(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+    assert [tuple(m.shape[1:]) for m in maps] == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2)]
+    assert torch.equal(teacher.net.state_dict()["conv1.weight"], state["conv1.weight"])
+    torch.save({"a": torch.zeros(3)}, tmp_path / "wrong.pth")
+    with pytest.raises(TeacherError, match="do not fit"):
+        Teacher("resnet18", tmp_path / "wrong.pth")
 
 
 def test_unknown_backbones_and_methods_are_refused(parts: Path, tmp_path: Path) -> None:
