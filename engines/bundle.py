@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 PARITY: Final = "parity.npz"
+CALIBRATION: Final = "calibration.json"
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_NAME: Final = 64
 
@@ -48,13 +50,66 @@ class OutputSpec(msgspec.Struct, frozen=True):
         return min(math.log1p(max(value - self.low, 0.0)) / math.log1p(self.high - self.low), 1.0) * 255
 
 
+class Recall(msgspec.Struct, frozen=True):
+    """How many known defective parts lie above a threshold.
+
+    Attributes:
+        caught: Defective parts above the threshold.
+        defects: Defective parts in all.
+        low: Lower end of the exact (Clopper-Pearson) interval of the share that is caught.
+        high: Its upper end.
+        confidence: Confidence of the interval.
+        classes: ``(caught, defects)`` of each kind of defect.
+    """
+
+    caught: int
+    defects: int
+    low: float
+    high: float
+    confidence: float
+    classes: dict[str, tuple[int, int]] = {}
+
+
 class Threshold(msgspec.Struct, frozen=True):
-    """Above ``value`` a part is NG. The rest is the evidence for it."""
+    """Above ``value`` a part is NG. The rest is the evidence for it; ``engines/calibration.py`` fills it in.
+
+    Attributes:
+        value: The threshold; a part whose score equals it is OK.
+        false_reject_rate: The declared rate: a new good part is rejected with at most this probability.
+        samples: Good parts behind it.
+        statement: What is known about the rate, in words.
+        bound: This engine's own false-reject rate is at most this, with ``confidence``; None if unknown.
+        confidence: Confidence of ``bound``.
+        source: What the good parts were.
+        calibrated: When the threshold was chosen, ISO 8601.
+        recall: What it catches of known defects; None if there were none to look at.
+        warnings: What spoke against it when it was chosen, in words.
+    """
 
     value: float
     false_reject_rate: float
     samples: int
     statement: str
+    bound: float | None = None
+    confidence: float = 0.9
+    source: str = ""
+    calibrated: str = ""
+    recall: Recall | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """The scores that a threshold was chosen from, so that anyone can choose it again: ``calibration.json``.
+
+    Attributes:
+        scores: Scores of the good parts, ascending.
+        defects: Scores of the defective parts, ascending, by kind of defect.
+        counts: What became of every candidate, by name.
+    """
+
+    scores: tuple[float, ...]
+    defects: dict[str, tuple[float, ...]] = {}
+    counts: dict[str, int] = {}
 
 
 class Training(msgspec.Struct, frozen=True):
@@ -129,22 +184,62 @@ class Bundle:
         with np.load(self.folder / PARITY, allow_pickle=False) as stored:
             return Parity(stored["frames"], stored["scores"], stored["heatmaps"])
 
+    def evidence(self) -> Evidence | None:
+        """Load the scores behind the threshold; None for a bundle that was made without them.
 
-def write(folder: Path, manifest: Manifest, model: bytes, parity: Parity) -> Bundle:
+        Raises:
+            BundleError: if they are not of this form.
+        """
+        if CALIBRATION not in self.manifest.files:
+            return None
+        path = self.folder / CALIBRATION
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Evidence)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            msg = f"{path}: not the evidence of a threshold: {error}"
+            raise BundleError(msg) from error
+
+
+def write(folder: Path, manifest: Manifest, model: bytes, parity: Parity, evidence: Evidence | None = None) -> Bundle:
     """Write a bundle into the new or empty ``folder`` and return it, verified.
 
     Raises:
         BundleError: if ``folder`` is not empty.
     """
+    _make_empty(folder)
+    (folder / MODEL).write_bytes(model)
+    np.savez_compressed(folder / PARITY, frames=parity.frames, scores=parity.scores, heatmaps=parity.heatmaps)
+    return _complete(folder, manifest, {name: _digest(folder / name) for name in (MODEL, PARITY)}, evidence)
+
+
+def with_threshold(source: Bundle, folder: Path, threshold: Threshold, evidence: Evidence) -> Bundle:
+    """Write ``source`` with another threshold into the new or empty ``folder`` and return it, verified.
+
+    Every other file is the same, byte for byte: it is verified against the digest in the manifest of ``source``.
+
+    Raises:
+        BundleError: if ``folder`` is not empty, or a file of ``source`` has changed since it was loaded.
+    """
+    _make_empty(folder)
+    files = {name: digest for name, digest in source.manifest.files.items() if name != CALIBRATION}
+    for name in files:
+        shutil.copyfile(source.folder / name, folder / name)
+    return _complete(folder, msgspec.structs.replace(source.manifest, threshold=threshold), files, evidence)
+
+
+def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         msg = f"{folder} is not empty: a bundle is never written over another"
         raise BundleError(msg)
-    (folder / MODEL).write_bytes(model)
-    np.savez_compressed(folder / PARITY, frames=parity.frames, scores=parity.scores, heatmaps=parity.heatmaps)
-    files = {name: _digest(folder / name) for name in (MODEL, PARITY)}
-    complete = msgspec.structs.replace(manifest, files=files)
-    text = msgspec.json.format(msgspec.json.encode(complete), indent=2)
+
+
+def _complete(folder: Path, manifest: Manifest, files: dict[str, str], evidence: Evidence | None) -> Bundle:
+    """Write evidence and manifest beside the files that are there."""
+    if evidence is not None:
+        (folder / CALIBRATION).write_bytes(msgspec.json.encode(evidence) + b"\n")
+        files = {**files, CALIBRATION: _digest(folder / CALIBRATION)}
+    text = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, files=files)), indent=2)
     (folder / MANIFEST).write_bytes(text + b"\n")
     return load(folder)
 

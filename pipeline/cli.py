@@ -152,20 +152,37 @@ def rejects(
 @app.command()
 def train(
     data: Annotated[Path, typer.Argument(help="Folder of images of good parts: train/good/, good/ or flat.")],
-    method: Annotated[str, typer.Option(help="The method: dmdd.")] = "dmdd",
+    method: Annotated[str, typer.Option(help="The method: dmdd or adps.")] = "dmdd",
     name: Annotated[str, typer.Option(help="Name of the engine; default: the folder's name.")] = "",
     backbone: Annotated[str, typer.Option(help="efficientnet_lite0|1|2 or a timm model.")] = "efficientnet_lite0",
     weights: Annotated[Path | None, typer.Option(help="Local weights of the backbone.")] = None,
     size: Annotated[str, typer.Option(help="Input size: WIDTHxHEIGHT or one number, multiples of 32.")] = "256",
+    tile: Annotated[int, typer.Option(help="Cut frames into overlapping tiles of this side; 0: whole.", min=0)] = 0,
+    overlap: Annotated[float, typer.Option(help="Least overlap of tiles, a share.", min=0, max=0.5)] = 0.25,
     steps: Annotated[int, typer.Option(help="Training steps; 0 chooses by the number of images.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="Batch size.", min=2)] = 8,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
-    rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-6, max=1)] = 4e-3,
+    rate: Annotated[float, typer.Option(help="Peak learning rate; 0: the method's own.", min=0, max=1)] = 0.0,
+    patience: Annotated[
+        int, typer.Option(help="Stop after so many of ten validations without progress; 0: never.", min=0)
+    ] = 0,
     foreground: Annotated[str, typer.Option(help="auto, grabcut, otsu, otsu-inverse or none.")] = "auto",
     textures: Annotated[Path | None, typer.Option(help="Folder of texture images (e.g. DTD) for synthesis.")] = None,
+    defects: Annotated[
+        Path | None, typer.Option(help="Folder of real defects with masks, to be mixed with the synthetic ones.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="An option of the method, NAME=VALUE; docs/methods.md.")
+    ] = None,
     false_rejects: Annotated[
-        float, typer.Option(help="Share of good parts that may be rejected.", min=1e-4, max=0.5)
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="Share of good parts that may be rejected; default: 0.01, or the smallest that the held-out images"
+            " support.",
+            min=1e-4,
+            max=0.5,
+        ),
+    ] = None,
     store: StoreOption = STORE,
     activate: Annotated[bool, typer.Option(help="Activate the engine when it has passed the parity gate.")] = True,
     json: JsonOption = None,
@@ -183,12 +200,17 @@ def train(
         backbone=backbone,
         weights=weights,
         size=_size(size),
+        tile=tile,
+        overlap=overlap,
         steps=steps,
         batch=batch,
         seed=seed,
         rate=rate,
+        patience=patience,
         foreground=foreground,
         textures=textures,
+        defects=defects,
+        choices=dict(_assignment(text) for text in option or ()),
         false_rejects=false_rejects,
     )
     engine = name or data.resolve().name
@@ -201,12 +223,36 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Folder with test/<class>/ and ground_truth/<class>/.")],
     store: StoreOption = STORE,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    report: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file to write; default: evaluation-NAME-VERSION.html in the current folder."),
+    ] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML file.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Measure an engine on labelled images: image and pixel AUROC, AP, AUPRO, verdicts, latency."""
+    """Measure an engine on labelled images and write a report.
+
+    Figures: AUROC, AP and F1 of images and pixels, per-region overlap, verdicts at the threshold, latency. The report
+    is one HTML file that needs nothing else: charts, the worst errors with heatmaps, every kind of defect.
+    """
     from train.evaluate import evaluate_command
 
-    evaluate_command(engine, data, store=store, precision=precision, json_file=json)
+    evaluate_command(
+        engine,
+        data,
+        store=store,
+        precision=precision,
+        json_file=json,
+        report=report,
+        write_report=not no_report,
+    )
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{text!r}: NAME=VALUE, e.g. statistics=places", param_hint="--option")
+    return name, value
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -218,10 +264,14 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _add_engine_commands() -> None:
+    from pipeline.cli_calibrate import calibrate
+    from pipeline.cli_compare import compare
     from pipeline.cli_engines import build, engines
 
     app.add_typer(engines, name="engines")
     app.command()(build)
+    app.command()(calibrate)
+    app.command()(compare)
 
 
 _add_engine_commands()

@@ -37,13 +37,16 @@ def list_engines(store: StoreOption = STORE) -> None:
 
 @engines.command()
 def show(engine: NameArgument, store: StoreOption = STORE) -> None:
-    """Verify an engine's files and print its manifest."""
+    """Verify an engine's files, choose its threshold again from the stored scores, and print its manifest."""
     import msgspec
 
+    from engines.calibration import verify
     from engines.store import Store
 
     bundle = Store(store).resolve(engine)
     typer.echo(msgspec.json.format(msgspec.json.encode(bundle.manifest), indent=2).decode())
+    if (evidence := bundle.evidence()) is not None:
+        verify(bundle.manifest.threshold, evidence)
     typer.echo(f"verified: {bundle.folder}, sha256 {bundle.digest}", err=True)
 
 

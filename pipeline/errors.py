@@ -8,6 +8,8 @@ MENDABLE: Final = frozenset(
     {
         "BuildError",
         "BundleError",
+        "CalibrationError",
+        "ComparisonError",
         "ConfigError",
         "DataError",
         "DemoError",

@@ -15,10 +15,35 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from engines import bundle
-from engines.bundle import MANIFEST, MAX_MANIFEST_BYTES, MODEL, PARITY, Bundle, BundleError, OutputSpec, Parity
+from engines.bundle import (
+    CALIBRATION,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    MODEL,
+    PARITY,
+    Bundle,
+    BundleError,
+    Evidence,
+    OutputSpec,
+    Parity,
+    Recall,
+    Threshold,
+)
 from tests.support.engine import write_bundle
 
 NEW = "new"
+THRESHOLD = Threshold(
+    0.625,
+    0.25,
+    3,
+    "in words",
+    bound=0.5,
+    source="three parts",
+    calibrated="2026-01-01T00:00:00+00:00",
+    recall=Recall(1, 2, 0.1, 0.9, 0.95, {"crack": (1, 2)}),
+    warnings=("few",),
+)
+EVIDENCE = Evidence((0.1, 1 / 3, 0.625), {"crack": (0.5, 0.75)}, {"taken": 3})
 
 
 @pytest.fixture
@@ -253,3 +278,76 @@ def test_the_folder_is_made_durable(tmp_path: Path) -> None:
     for _ in range(3):
         bundle.sync_folder(tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_bundle_keeps_its_threshold_with_the_evidence(written: Bundle, tmp_path: Path) -> None:
+    """Every figure and score comes back as it was written, to the last digit, and the manifest vouches for them."""
+    manifest = msgspec.structs.replace(written.manifest, threshold=THRESHOLD)
+    got = bundle.write(tmp_path / NEW, manifest, b"model", written.parity(), EVIDENCE)
+    assert bundle.load(got.folder).manifest.threshold == THRESHOLD
+    assert got.evidence() == EVIDENCE
+    assert set(got.manifest.files) == {MODEL, PARITY, CALIBRATION}
+    (got.folder / CALIBRATION).write_bytes((got.folder / CALIBRATION).read_bytes().replace(b"0.625", b"0.525"))
+    assert f"{CALIBRATION} is not the file that was validated" in refusal(got.folder)
+
+
+def test_another_threshold_leaves_the_model_as_it_is(written: Bundle, tmp_path: Path) -> None:
+    """Model and stored frames are the same bytes; nothing else of the manifest changes; the original stays."""
+    got = bundle.with_threshold(written, tmp_path / NEW, THRESHOLD, EVIDENCE)
+    assert got.manifest.threshold == THRESHOLD
+    assert got.evidence() == EVIDENCE
+    for name in (MODEL, PARITY):
+        assert (got.folder / name).read_bytes() == (written.folder / name).read_bytes()
+        assert got.manifest.files[name] == written.manifest.files[name]
+    changed = {"threshold": written.manifest.threshold, "files": written.manifest.files}
+    assert msgspec.structs.replace(got.manifest, **changed) == written.manifest
+    assert bundle.load(written.folder) == written
+
+
+def test_a_threshold_can_be_replaced_again(written: Bundle, tmp_path: Path) -> None:
+    """The second evidence takes the place of the first."""
+    first = bundle.with_threshold(written, tmp_path / "first", THRESHOLD, EVIDENCE)
+    later = Evidence((1.0, 2.0))
+    second = bundle.with_threshold(first, tmp_path / "second", msgspec.structs.replace(THRESHOLD, value=2.0), later)
+    assert second.evidence() == later
+    assert second.manifest.files[MODEL] == written.manifest.files[MODEL]
+
+
+def test_a_model_that_changed_since_it_was_verified_gets_no_new_threshold(written: Bundle, tmp_path: Path) -> None:
+    """What is copied is verified against the digest of what was loaded; a full folder is left alone."""
+    written.model.write_bytes(b"other")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        bundle.with_threshold(written, tmp_path / NEW, THRESHOLD, EVIDENCE)
+    with pytest.raises(BundleError, match="is not empty"):
+        bundle.with_threshold(written, written.folder, THRESHOLD, EVIDENCE)
+
+
+def test_a_bundle_without_evidence_is_read(written: Bundle) -> None:
+    """A bundle of an earlier version states value, rate, samples and statement, and has no scores."""
+    change_manifest(
+        written.folder,
+        threshold={"value": 0.5, "false_reject_rate": 0.01, "samples": 4, "statement": "at most 0.01"},
+    )
+    got = bundle.load(written.folder)
+    assert got.evidence() is None
+    assert got.manifest.threshold == Threshold(0.5, 0.01, 4, "at most 0.01")
+    assert (got.manifest.threshold.bound, got.manifest.threshold.recall) == (None, None)
+
+
+def test_the_packaged_engine_is_read() -> None:
+    """The demo's engine loads with every version of the program."""
+    packaged = bundle.load(Path(bundle.__file__).parent / "demo")
+    assert packaged.manifest.threshold.samples > 0
+    assert "at most" in packaged.manifest.threshold.statement
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b'{"scores": ["a"]}', b"\xff", b"[" * 100_000], ids=lambda raw: repr(raw[:9])
+)
+def test_evidence_that_is_none_is_refused(written: Bundle, tmp_path: Path, raw: bytes) -> None:
+    """Even where the manifest vouches for the file."""
+    got = bundle.with_threshold(written, tmp_path / NEW, THRESHOLD, EVIDENCE)
+    (got.folder / CALIBRATION).write_bytes(raw)
+    change_manifest(got.folder, files={**got.manifest.files, CALIBRATION: sha256(raw).hexdigest()})
+    with pytest.raises(BundleError, match="not the evidence of a threshold"):
+        bundle.load(got.folder).evidence()

@@ -185,3 +185,61 @@ def test_the_digest_names_the_data(tmp_path: Path) -> None:
     assert data.digest(one) != data.digest(one[:2])
     two[1].write_bytes(two[1].read_bytes() + b"\0")
     assert data.digest(one) != data.digest(two)
+
+
+def masked(folder: Path, name: str, mask: str, left: int = 0) -> None:
+    """A defective image, dark where it is defective: in two columns, from ``left`` on; and its mask."""
+    truth = np.zeros((8, 10), np.uint8)
+    truth[:, left : left + 2] = 255
+    picture(folder / name, np.where(truth[..., None] > 0, 0, 200).astype(np.uint8).repeat(3, axis=2))
+    picture(folder / mask, truth)
+
+
+@pytest.mark.parametrize(
+    ("name", "mask"),
+    [
+        ("test/crack/0.png", "ground_truth/crack/0_mask.png"),
+        ("test/crack/0.png", "ground_truth/crack/0.png"),
+        ("test/crack/0.png", "test/crack/0_mask.png"),
+        ("crack/0.png", "crack/0_mask.png"),
+        ("0.png", "0_mask.png"),
+        ("0.jpg", "0_mask.png"),
+    ],
+)
+def test_real_defects_are_found_in_every_layout(tmp_path: Path, name: str, mask: str) -> None:
+    """As in MVTec AD, by class, or flat with masks beside the images; as the engine would see them."""
+    masked(tmp_path, name, mask, left=4)
+    ((image, truth),) = data.load_defects(tmp_path, COLOUR)
+    assert (image.shape, image.dtype) == ((8, 10, 3), np.uint8)
+    assert (truth.shape, truth.dtype) == ((8, 10), bool)
+    assert truth[:, 4:6].all()
+    assert truth.sum() == 16
+    assert image[truth].mean() < 30
+    assert image[~truth].mean() > 170
+
+
+def test_every_class_of_real_defects_counts(tmp_path: Path) -> None:
+    """All classes but the good parts, in order, each image with its own mask."""
+    for left, name in ((0, "crack/0"), (3, "crack/1"), (6, "stain/0")):
+        masked(tmp_path, f"{name}.png", f"{name}_mask.png", left)
+    masked(tmp_path, "good/0.png", "good/0_mask.png", 8)
+    found = data.load_defects(tmp_path, GRAY)
+    assert [image.shape for image, _ in found] == [(8, 10, 1)] * 3
+    assert [int(mask.argmax()) for _, mask in found] == [0, 3, 6]
+
+
+def test_defects_without_a_mask_are_left_out(tmp_path: Path) -> None:
+    """Where a defect is must be known to use it; a mask is never taken for an image."""
+    masked(tmp_path, "0.png", "0_mask.png")
+    picture(tmp_path / "1.png")
+    picture(tmp_path / "2.jpg")
+    assert len(data.load_defects(tmp_path, COLOUR)) == 1
+
+
+@pytest.mark.parametrize("layout", [[], ["0.png"], ["crack/0.png"], ["good/0.png", "good/0_mask.png"]], ids=str)
+def test_a_folder_without_masked_defects_says_where_masks_were_expected(tmp_path: Path, layout: list[str]) -> None:
+    """Good parts are no defects, images without masks are of no use: the layout is told."""
+    for name in layout:
+        picture(tmp_path / name)
+    with pytest.raises(DataError, match=r"expected NAME_mask\.png beside NAME\.png, or in ground_truth/"):
+        data.load_defects(tmp_path, COLOUR)

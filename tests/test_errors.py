@@ -10,6 +10,7 @@ import zmq
 
 import pipeline
 from engines.bundle import BundleError
+from engines.calibration import CalibrationError
 from engines.store import StoreError
 from pipeline.config import ConfigError
 from pipeline.errors import MENDABLE, MissingExtraError, explain
@@ -18,7 +19,9 @@ from pipeline.sources import SourceError
 ROOT = Path(pipeline.__file__).parents[1]
 
 
-@pytest.mark.parametrize("kind", [ConfigError, BundleError, StoreError, SourceError, OSError, FileNotFoundError])
+@pytest.mark.parametrize(
+    "kind", [ConfigError, BundleError, CalibrationError, StoreError, SourceError, OSError, FileNotFoundError]
+)
 def test_an_error_that_can_be_mended_is_its_message(kind: type[Exception]) -> None:
     """The message names the remedy; nothing else is shown."""
     assert explain(kind("do this")) == "do this"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines import bundle, store
-from engines.bundle import MODEL, BundleError
+from engines.bundle import CALIBRATION, MODEL, BundleError, Evidence, Threshold
 from engines.store import HISTORY, Store, StoreError
 from tests.support.engine import write_bundle
 
@@ -59,6 +59,20 @@ def test_an_added_bundle_is_a_verified_copy(kept: Store, source: Path) -> None:
     got = kept.get(NAME, "1")
     assert (got.digest, got.version) == (digest, "1")
     assert got.folder.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_version_keeps_its_evidence(kept: Store, source: Path, tmp_path: Path) -> None:
+    """A version with another threshold holds the same model and the scores behind the threshold."""
+    first = added(kept, source, 1).get(NAME, "1")
+    evidence = Evidence((0.25, 0.75))
+    bundle.with_threshold(first, tmp_path / "new", Threshold(0.75, 0.34, 2, "in words"), evidence)
+    second = kept.add(tmp_path / "new", NAME)
+    assert (second.label, second.manifest.threshold.value) == (f"{NAME}@2", 0.75)
+    assert kept.get(NAME, "2").evidence() == evidence
+    assert second.manifest.files[MODEL] == first.manifest.files[MODEL]
+    (second.folder / CALIBRATION).unlink()
+    with pytest.raises(BundleError, match=r"calibration\.json is missing"):
+        kept.get(NAME, "2")
 
 
 def test_a_version_is_active_once_it_is_activated(kept: Store, source: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from engines.frames import Pixels
 from pipeline.simulator import Simulator
-from train.synthesis import KINDS, Synthesizer, perlin, procedural_texture
+from train.synthesis import KINDS, REAL_SHARE, VISIBLE, Synthesizer, perlin, procedural_texture
 
 SIDE = 64
 
@@ -24,6 +25,9 @@ def good_images(count: int = 3, height: int = SIDE, width: int = SIDE, channels:
 IMAGES = good_images()
 CENTRE = np.zeros((3, SIDE, SIDE), bool)
 CENTRE[:, 16:48, 16:48] = True
+# On tiny images many thin strokes are too faint to see; shares are those of images twice as large.
+LARGE = good_images(1, 2 * SIDE, 2 * SIDE)
+LARGE_CENTRE = CENTRE[:1].repeat(2, axis=1).repeat(2, axis=2)
 
 
 @settings(max_examples=60)
@@ -96,16 +100,16 @@ def test_without_probability_the_twin_is_the_original() -> None:
 
 def test_the_share_of_defects_is_as_asked() -> None:
     """About the asked share of samples has a defect; hardly any is in vain."""
-    make = Synthesizer(IMAGES, CENTRE, probability=0.5)
+    make = Synthesizer(LARGE, LARGE_CENTRE, probability=0.5)
     masks = [make(0, np.random.default_rng(seed))[1] for seed in range(300)]
     assert 0.35 < np.mean([mask.any() for mask in masks]) < 0.55
 
 
 def test_a_defect_lies_on_the_part() -> None:
     """With a foreground, no mask reaches beyond it."""
-    make = Synthesizer(IMAGES, CENTRE, probability=1.0)
+    make = Synthesizer(LARGE, LARGE_CENTRE, probability=1.0)
     masks = np.stack([make(0, np.random.default_rng(seed))[1] for seed in range(100)])
-    assert not (masks & ~CENTRE[0]).any()
+    assert not (masks & ~LARGE_CENTRE[0]).any()
     assert masks.any(axis=(1, 2)).mean() > 0.8
 
 
@@ -174,3 +178,87 @@ def test_procedural_textures_are_images(channels: int) -> None:
         assert texture.max() <= 255
         assert texture.std() > 0
     assert len({texture.tobytes() for texture in textures}) == 20
+
+
+def test_a_change_that_nobody_sees_is_no_defect() -> None:
+    """Of what was drawn only that counts whose change, over five by five pixels, is above the visible."""
+    flat = np.full((1, SIDE, SIDE, 3), 128, np.uint8)
+    faint = Synthesizer(flat, None, np.full((1, SIDE, SIDE, 3), 129, np.uint8), probability=1.0)
+    strong = Synthesizer(flat, None, np.full((1, SIDE, SIDE, 3), 255, np.uint8), probability=1.0)
+    seen = []
+    for make in (faint, strong):
+        drawn = [make(0, np.random.default_rng(seed)) for seed in range(150)]
+        seen.append(np.mean([mask.any() for _, mask in drawn]))
+        for twin, mask in drawn:
+            change = np.abs(twin.astype(np.int16) - flat[0]).max(axis=2).astype(np.float32)
+            assert (cv2.blur(change, (5, 5))[mask] > VISIBLE).all()
+    assert seen[0] < seen[1] - 0.15
+
+
+BLUE = (255, 0, 0)
+
+
+def real_defect(channels: int = 3) -> tuple[Pixels, np.ndarray]:
+    """A defect in the middle of an image, of a colour that no good part has, on a ground that none has either."""
+    image = np.full((SIDE, SIDE, channels), 77, np.uint8)
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[26:38, 26:38] = True
+    image[mask] = BLUE if channels == 3 else 255
+    return image, mask
+
+
+def transplants(channels: int = 3, count: int = 60) -> tuple[Pixels, list[tuple[Pixels, np.ndarray]]]:
+    """Plain good images, and twins of them with real defects."""
+    plain = np.full((2, SIDE, SIDE, channels), 90, np.uint8)
+    make = Synthesizer(plain, defects=[real_defect(channels)], probability=1.0)
+    return plain, [make._transplanted(seed % 2, np.random.default_rng(seed)) for seed in range(count)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_real_defect_is_put_on_a_good_image(channels: int) -> None:
+    """Its pixels lie where the mask says, the rest is the good image but for a soft edge; gray or colour."""
+    plain, twins = transplants(channels)
+    for twin, mask in twins:
+        assert (twin.shape, twin.dtype) == (plain.shape[1:], np.uint8)
+        assert (mask.shape, mask.dtype) == ((SIDE, SIDE), bool)
+        inside = cv2.erode(mask.astype(np.uint8), np.ones((7, 7))) > 0
+        outside = cv2.dilate(mask.astype(np.uint8), np.ones((11, 11))) == 0
+        assert np.abs(twin[inside].astype(int) - np.array(BLUE if channels == 3 else (255,))).max(initial=0) <= 6
+        assert np.array_equal(twin[outside], plain[0][outside])
+
+
+def test_a_real_defect_is_moved_and_turned_a_little() -> None:
+    """No two are alike, all are about as large as the original and near its place, and the good images stay."""
+    plain, twins = transplants()
+    sizes = np.array([mask.sum() for _, mask in twins]) / 144
+    centres = np.array([np.argwhere(mask).mean(0) for _, mask in twins])
+    assert len({mask.tobytes() for _, mask in twins}) > 50
+    assert 0.55 < sizes.min() < sizes.max() < 1.6
+    assert np.abs(centres - 31.5).max() < 0.1 * SIDE + 2
+    assert centres.std(axis=0).min() > 1
+    assert np.unique(plain).tolist() == [90]
+
+
+def test_half_of_the_defects_are_real_where_there_are_any() -> None:
+    """The others are synthetic as before; without real ones there is no trace of them."""
+    defect = real_defect()
+    plain = np.full((1, SIDE, SIDE, 3), 90, np.uint8)
+
+    def real(make: Synthesizer) -> float:
+        twins = (make(0, np.random.default_rng(seed))[0] for seed in range(200))
+        return float(np.mean([(np.abs(t.astype(int) - BLUE).max(axis=2) <= 6).sum() > 20 for t in twins]))
+
+    textures = np.full((1, SIDE, SIDE, 3), 160, np.uint8)
+    assert real(Synthesizer(plain, None, textures, [defect], probability=1.0)) == pytest.approx(REAL_SHARE, abs=0.1)
+    assert real(Synthesizer(plain, None, textures, probability=1.0)) < 0.05
+
+
+def test_the_same_seed_moves_a_real_defect_alike() -> None:
+    """Training with real defects can be repeated; without probability there is none."""
+    make = Synthesizer(IMAGES, defects=[real_defect()], probability=1.0)
+    for seed in range(10):
+        (one, first), (two, second) = (make(1, np.random.default_rng(seed)) for _ in range(2))
+        assert np.array_equal(one, two)
+        assert np.array_equal(first, second)
+    never = Synthesizer(IMAGES, defects=[real_defect()], probability=0.0)
+    assert not any(never(0, np.random.default_rng(seed))[1].any() for seed in range(20))

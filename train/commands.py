@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
@@ -19,20 +20,25 @@ from torch import nn
 from engines import bundle as bundles
 from engines.build import Target, compile_engine, parity_gate
 from engines.bundle import Bundle, Manifest, Training
+from engines.calibration import calibrate, supported_rate
 from engines.frames import InputSpec, Pixels
 from engines.store import Store
 from train import data
-from train.dmdd import Dmdd
-from train.export import Detector, fit_fusion, fit_threshold, parity_frames, run
-from train.features import FrozenTeacher
+from train.export import Detector, fit_scales, parity_frames, run
+from train.features import CleanMaps, FrozenTeacher
 from train.foreground import foregrounds
+from train.material import TrainingMaterial
+from train.method import Recipe, check_options, make, recipe_of
 from train.onnx_export import to_onnx
+from train.run_folder import write_curves, write_settings, write_syntheses
 from train.synthesis import Synthesizer
 from train.teacher import STRIDES, Teacher
-from train.trainer import Schedule, Trainer, TrainingError
+from train.tiles import Tiling
+from train.trainer import Schedule, Trainer
 
-METHODS: dict[str, type[nn.Module]] = {"dmdd": Dmdd}
 HOLDOUT = 0.15
+FEW = 100
+"""Below so many good images a method trains fewer steps."""
 LICENCE = {"efficientnet_lite0": "Apache-2.0", "efficientnet_lite1": "Apache-2.0", "efficientnet_lite2": "Apache-2.0"}
 
 
@@ -43,19 +49,30 @@ class Options:
     backbone: str = "efficientnet_lite0"
     weights: Path | None = None
     size: tuple[int, int] = (256, 256)
+    tile: int = 0
+    overlap: float = 0.25
     steps: int = 0
     batch: int = 8
     seed: int = 0
-    rate: float = 4e-3
+    rate: float = 0.0
+    patience: int = 0
     foreground: str = "auto"
     strides: tuple[int, ...] = STRIDES
-    dims: int = 112
     textures: Path | None = None
-    false_rejects: float = 0.01
+    defects: Path | None = None
+    false_rejects: float | None = None
+    choices: dict[str, Any] = field(default_factory=dict)
 
-    def steps_for(self, images: int) -> int:
-        """The steps to train: as told, or by the number of images."""
-        return self.steps or (1500 if images < 100 else 1800)
+    @property
+    def tiling(self) -> Tiling:
+        """How frames are cut."""
+        return Tiling.of((self.size[1], self.size[0]), self.tile, self.overlap)
+
+    def schedule(self, recipe: Recipe, images: int) -> Schedule:
+        """The schedule: as told, else as the method wants it for so many good images."""
+        steps = self.steps or (recipe.steps_few if images < FEW else recipe.steps)
+        rate = self.rate or recipe.rate
+        return Schedule(steps, self.batch, rate, recipe.schedule, seed=self.seed, patience=self.patience)
 
 
 def train_command(
@@ -73,12 +90,8 @@ def train_command(
     Raises:
         TrainingError, DataError, TeacherError, ParityError: each says what to do.
     """
-    if method not in METHODS:
-        msg = f"method {method!r}: one of {', '.join(METHODS)}"
-        raise TrainingError(msg)
-    if min(options.size) < 64 or any(side % 32 for side in options.size):
-        msg = f"size {options.size[0]}x{options.size[1]}: multiples of 32, at least 64"
-        raise TrainingError(msg)
+    check_options(method, options.choices)
+    _ = options.tiling  # refuses a size that cannot be
     console, started = Console(stderr=True), time.monotonic()
     opened = Store(store)
     with tempfile.TemporaryDirectory() as staging:
@@ -108,32 +121,27 @@ def build_bundle(
     channels = data.infer_channels(paths)
     spec = InputSpec(options.size[1], options.size[0], channels, "bgr" if channels == 3 else "mono")
     kept, held = data.split(len(paths), HOLDOUT, options.seed)
-    frames = data.load(paths, spec)
+    supported_rate(len(held), options.false_rejects, len(paths))  # before hours of training, not after
+    frames, tiling = data.load(paths, spec), options.tiling
     teacher = Teacher(options.backbone, options.weights, channels, options.strides).to(device)
-    height_width = options.size[1], options.size[0]
-    method = METHODS[method_name](teacher.widths, height_width, dims=options.dims)
+    method = make(method_name, teacher, tiling.tile, options.choices)
     method = method.to(device).to(memory_format=torch.channels_last)
-    synthesizer, ratio = _synthesizer(frames[kept], options)
+    synthesizer, foreground = _synthesizer(tiling.cut_pixels(frames[kept]), options)
     console.print(
         f"{len(paths)} good images ({len(held)} held out), {'gray' if channels == 1 else 'colour'},"
-        f" foreground {ratio}, {options.backbone}, {device.type}"
+        f" foreground {foreground}, {tiling.count} tile(s) an image, {options.backbone}, {device.type}"
     )
-    schedule = Schedule(steps=options.steps_for(len(paths)), batch=options.batch, rate=options.rate, seed=options.seed)
+    schedule = options.schedule(recipe_of(method_name), len(paths))
     digest = data.digest(paths)
-    fingerprint = f"{method_name} {options} {digest}"
-    frozen = FrozenTeacher(teacher, spec.shape, device)
-    trainer = Trainer(
-        method,
-        frozen,
-        synthesizer,
-        schedule,
-        device,
-        work / "checkpoint.pt",
-        fingerprint,
-    )
-    _train(trainer, schedule, console)
-    _observe(method.eval(), FrozenTeacher(teacher, spec.shape, device, exact=True), synthesizer.images)
-    settings = {**vars(schedule), "foreground": ratio, "size": list(options.size), "holdout": HOLDOUT}
+    settings = {
+        **vars(schedule), "foreground": foreground, "size": list(options.size), "tile": list(tiling.tile),
+        "holdout": HOLDOUT, "options": options.choices,
+    }  # fmt: skip
+    write_settings(work, {"method": method_name, "data": folder, "data_sha256": digest, **settings})
+    write_syntheses(work, synthesizer, options.seed)
+    identity = replace(options, false_rejects=None)  # a threshold does not change what is learned
+    run_of = Run(f"{method_name} {identity} {digest}", device, work, options.seed)
+    _learn(method, teacher, synthesizer, tiling.cut_pixels(frames[held]), schedule, run_of, console)
     training = Training(
         method=method_name,
         backbone=options.backbone,
@@ -143,14 +151,48 @@ def build_bundle(
         seed=options.seed,
         settings=settings,
     )
-    return export(teacher, method, frames[held], synthesizer, options, (name, spec, training), target)
+    return export(teacher, method, frames[held], frames[kept], options, (name, spec, training), target)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of training: what it is, where it computes, where it keeps its files, its seed."""
+
+    fingerprint: str
+    device: torch.device
+    folder: Path
+    seed: int
+
+
+def _learn(
+    method: nn.Module,
+    teacher: Teacher,
+    synthesizer: Synthesizer,
+    held: Pixels,
+    schedule: Schedule,
+    run_of: Run,
+    console: Console,
+) -> None:
+    """Train by gradient steps, then let the method take in the rest."""
+    shape, device = synthesizer.images.shape[1:], run_of.device
+    fast = FrozenTeacher(teacher, shape, device)
+    exact = FrozenTeacher(teacher, shape, device, exact=True)
+    clean = CleanMaps(exact, synthesizer.images)
+    validation = replace(synthesizer, images=held, foregrounds=None, defects=())
+    checkpoint = run_of.folder / "checkpoint.pt"
+    trainer = Trainer(method, fast, synthesizer, validation, schedule, device, checkpoint, run_of.fingerprint, clean)
+    _train(trainer, schedule, console)
+    write_curves(run_of.folder, trainer.curves)
+    method.eval()
+    console.print("taking in what good parts look like")
+    method.finish(TrainingMaterial(exact, clean, synthesizer, held, device, run_of.seed))  # type: ignore[operator]
 
 
 def export(
     teacher: Teacher,
     method: nn.Module,
     held: Pixels,
-    synthesizer: Synthesizer,
+    kept: Pixels,
     options: Options,
     about: tuple[str, InputSpec, Training],
     target: Path,
@@ -158,21 +200,24 @@ def export(
     """Calibrate on held-out good frames and write the bundle."""
     name, spec, training = about
     teacher, method = teacher.cpu(), method.cpu().eval()
-    fusion, output = fit_fusion(teacher, method, held)
-    detector = Detector(teacher, method, fusion, output).eval()
+    scales = fit_scales(teacher, method, held, options.tiling)
+    detector = Detector(teacher, method, scales, options.tiling).eval()
     scores, _ = run(detector, held)
+    source = "held-out good images of the training data; they also set the scale of the maps"
+    threshold, evidence = calibrate(scores.numpy(), options.false_rejects, source)
     rng = np.random.default_rng(options.seed)
-    twins = np.stack([synthesizer(k % len(synthesizer.images), rng)[0] for k in range(8)])
+    whole = Synthesizer(kept[:8])
+    twins = np.stack([whole(k % len(whole.images), rng)[0] for k in range(8)])
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         input=spec,
-        output=output,
-        threshold=fit_threshold(scores.numpy(), options.false_rejects),
+        output=detector.output,
+        threshold=threshold,
         training=training,
     )
     model = to_onnx(detector, spec.shape, ["score", "heatmap"])
-    return bundles.write(target, manifest, model, parity_frames(held, twins, detector))
+    return bundles.write(target, manifest, model, parity_frames(held, twins, detector), evidence)
 
 
 def validate(bundle: Bundle) -> None:
@@ -186,23 +231,34 @@ def validate(bundle: Bundle) -> None:
         engine.close()
 
 
-@torch.no_grad()
-def _observe(method: nn.Module, teacher: FrozenTeacher, frames: Pixels) -> None:
-    """Let the trained method see the good images once more, undistorted."""
-    for at in range(0, len(frames), 8):
-        method.observe(teacher(frames[at : at + 8]))  # type: ignore[operator]
-    method.settle()  # type: ignore[operator]
-
-
 def _synthesizer(frames: Pixels, options: Options) -> tuple[Synthesizer, str]:
     masks, method, ratio = foregrounds(frames, options.foreground)  # type: ignore[arg-type]
+    height, width, channels = frames.shape[1:]
+    spec = InputSpec(height, width, channels, "bgr" if channels == 3 else "mono")
     textures = None
     if options.textures is not None:
-        height, width, channels = frames.shape[1:]
-        spec = InputSpec(height, width, channels, "bgr" if channels == 3 else "mono")
         paths = [p for p in sorted(options.textures.rglob("*")) if p.suffix.lower() in data.SUFFIXES]
+        if not paths:
+            msg = f"{options.textures}: no images; --textures takes a folder of texture photographs"
+            raise data.DataError(msg)
         textures = data.load(paths, spec)
-    return Synthesizer(frames, masks, textures), f"{method} ({ratio:.0%} of the image)"
+    return Synthesizer(
+        frames, masks, textures, _real_defects(options, channels)
+    ), f"{method} ({ratio:.0%} of the image)"
+
+
+def _real_defects(options: Options, channels: int) -> list[tuple[Pixels, NDArray[np.bool_]]]:
+    """Real defects as the method sees images: at the frame's size, cut into tiles."""
+    if options.defects is None:
+        return []
+    width, height = options.size
+    spec = InputSpec(height, width, channels, "bgr" if channels == 3 else "mono")
+    found = []
+    for image, mask in data.load_defects(options.defects, spec):
+        images = options.tiling.cut_pixels(image[None])
+        masks = options.tiling.cut_pixels(mask[None, ..., None].astype(np.uint8))[..., 0] > 0
+        found += [(tile, where) for tile, where in zip(images, masks, strict=True) if where.any()]
+    return found
 
 
 def _train(trainer: Trainer, schedule: Schedule, console: Console) -> None:

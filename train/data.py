@@ -74,6 +74,34 @@ def labelled_samples(folder: Path) -> list[Sample]:
     ]
 
 
+def load_defects(folder: Path, spec: InputSpec) -> list[tuple[Pixels, NDArray[np.bool_]]]:
+    """Read images of real defects with their masks, as the engine would see them: ``(H, W, C)`` and ``(H, W)``.
+
+    ``<class>/*`` or ``test/<class>/*`` with masks as in :func:`labelled_samples`, or masks ``<name>_mask.png`` beside
+    the images. Images without a mask are of no use here and are left out.
+
+    Raises:
+        DataError: if no image has a mask.
+    """
+    if not folder.is_dir():
+        msg = f"{folder}: no such folder of defects"
+        raise DataError(msg)
+    root = folder / "test" if (folder / "test").is_dir() else folder
+    classes = [child for child in sorted(root.iterdir()) if child.is_dir() and child.name != GOOD]
+    found = []
+    for child in (root, *classes):
+        for path in images_in(child):
+            beside = child / f"{path.stem}_mask.png"
+            mask = _mask_of(path, root.parent / "ground_truth" / child.name) or (beside if beside.is_file() else None)
+            if mask is not None and not path.stem.endswith("_mask"):
+                found.append((load([path], spec)[0], load_mask(mask, spec.height, spec.width)))
+    found = [(image, mask) for image, mask in found if mask.any()]
+    if not found:
+        msg = f"{folder}: no defective image with a mask; expected NAME_mask.png beside NAME.png, or in ground_truth/"
+        raise DataError(msg)
+    return found
+
+
 def _mask_of(image: Path, folder: Path) -> Path | None:
     candidates = (folder / f"{image.stem}_mask.png", folder / f"{image.stem}.png")
     return next((path for path in candidates if path.is_file()), None)

@@ -17,6 +17,8 @@ from train.commands import Options, build_bundle, validate
 
 PRODUCTS: Final = ("washer", "cap")
 EACH: Final = 300
+LIGHT: Final = {"statistics": "prototypes"}
+"""Gaussians at every place would make the engine too large for a repository."""
 SEED: Final = 20_000
 """Far from the seeds of the demo's cameras: the demo shows parts that were not trained on."""
 
@@ -42,7 +44,7 @@ def main() -> None:
         folder = Path(name)
         (folder / "good").mkdir()
         render(folder / "good", arguments.each)
-        options = Options(steps=arguments.steps, false_rejects=0.02, strides=(4, 8, 16), dims=32)
+        options = Options(steps=arguments.steps, false_rejects=0.02, strides=(4, 8, 16), choices=LIGHT)
         built = build_bundle(folder, "dmdd", "demo", options, folder / "run", folder / "bundle", console)
         validate(built)
         shutil.rmtree(arguments.target, ignore_errors=True)

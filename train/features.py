@@ -49,6 +49,11 @@ class FrozenTeacher:
             maps = [torch.from_numpy(results[k].copy()) for k in range(len(self._teacher.widths))]
         return [m.contiguous(memory_format=torch.channels_last) for m in maps]
 
+    def images(self, frames: Pixels) -> Tensor:
+        """Normalised images ``(n, 3, H, W)`` of uint8 ``(n, H, W, C)``, channels last."""
+        images = self._teacher.normalised(torch.from_numpy(frames).to(self._device))
+        return images.contiguous(memory_format=torch.channels_last)
+
     @staticmethod
     def _compile(teacher: Teacher, shape: tuple[int, int, int], *, exact: bool) -> Any:
         core = ov.Core()

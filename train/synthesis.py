@@ -12,7 +12,7 @@ that stand in for the DTD texture set where the user names no folder of textures
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,10 @@ from engines.frames import Pixels
 
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+REAL_SHARE: Final = 0.5
+VISIBLE: Final = 5.0
+"""Mean change, in gray levels over 5 x 5 pixels, from which a synthetic defect counts as one."""
 
 
 def perlin(height: int, width: int, rng: np.random.Generator, max_octave: int = 5) -> Floats:
@@ -114,12 +118,15 @@ class Synthesizer:
         images: Good images, uint8 ``(n, H, W, C)``; also the source of structural anomalies.
         foregrounds: Where anomalies may lie, bool ``(n, H, W)``, or None for anywhere.
         textures: Foreign textures, uint8 ``(m, H, W, C)``; procedural ones where empty.
+        defects: Real defects, uint8 ``(H, W, C)`` with a bool mask ``(H, W)``: half of the anomalies are then cut out
+            of these and put on a good image.
         probability: Share of samples that get an anomaly at all; the rest stay good.
     """
 
     images: Pixels
     foregrounds: Mask | None = None
     textures: Pixels | None = None
+    defects: Sequence[tuple[Pixels, Mask]] = ()
     probability: float = 0.85
     retries: int = 4
 
@@ -128,6 +135,8 @@ class Synthesizer:
         image = self.images[index]
         if rng.random() >= self.probability:
             return image, np.zeros(image.shape[:2], bool)
+        if self.defects and rng.random() < REAL_SHARE:
+            return self._transplanted(index, rng)
         kind = KINDS[rng.choice(len(KINDS), p=[kind.share for kind in KINDS])]
         mask = self._mask(kind, index, rng)
         source = self._source(kind, index, rng)
@@ -136,10 +145,25 @@ class Synthesizer:
         mixed = (1 - beta) * source + beta * clean
         weight = _soften(mask, rng)[..., None]
         twin = np.clip(clean + weight * (mixed - clean), 0, 255).astype(np.uint8)
-        # A twin that equals its original teaches that good is bad: keep only what really changed.
-        changed = np.abs(twin.astype(np.int16) - image).max(axis=2) > 3
-        near = cv2.dilate(changed.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-        return twin, mask & near
+        return twin, mask & _visible(twin, image)
+
+    def _transplanted(self, index: int, rng: np.random.Generator) -> tuple[Pixels, Mask]:
+        """A real defect on a good image: moved, turned and mirrored a little, at a soft edge."""
+        source, mask = self.defects[int(rng.integers(len(self.defects)))]
+        height, width = mask.shape
+        turn = cv2.getRotationMatrix2D(
+            (width / 2, height / 2), float(rng.uniform(-20, 20)), float(rng.uniform(0.8, 1.2))
+        )
+        turn[:, 2] += rng.uniform(-0.1, 0.1, 2) * np.array([width, height])
+        moved = np.asarray(cv2.warpAffine(source, turn, (width, height), borderMode=cv2.BORDER_REFLECT), np.uint8)
+        where = np.asarray(cv2.warpAffine(mask.astype(np.uint8), turn, (width, height), flags=cv2.INTER_NEAREST)) > 0
+        if self.foregrounds is not None:
+            where &= self.foregrounds[index]
+        weight = np.asarray(cv2.GaussianBlur(where.astype(np.float32), (0, 0), 1.0))[..., None]
+        clean = self.images[index].astype(np.float32)
+        mixed = clean + weight * (moved.reshape(source.shape) - clean)
+        twin = np.clip(mixed, 0, 255).astype(np.uint8)
+        return twin, where & _visible(twin, self.images[index])
 
     def _mask(self, kind: Kind, index: int, rng: np.random.Generator) -> Mask:
         """A shape on the part; drawn again a few times where it misses the part."""
@@ -162,6 +186,12 @@ class Synthesizer:
         if self.textures is not None and len(self.textures):
             return np.asarray(self.textures[rng.integers(len(self.textures))], np.float32)
         return procedural_texture(self.images.shape[1:], rng)
+
+
+def _visible(twin: Pixels, image: Pixels) -> Mask:
+    """Where a twin differs enough to be seen: one that looks like its original teaches that good is bad."""
+    change = np.abs(twin.astype(np.int16) - image).max(axis=2).astype(np.float32)
+    return np.asarray(cv2.blur(change, (5, 5)) > VISIBLE)
 
 
 def _soften(mask: Mask, rng: np.random.Generator) -> Floats:

@@ -58,10 +58,18 @@ class Teacher(nn.Module):
 
     def forward(self, frames: Tensor) -> list[Tensor]:
         """Map uint8 frames ``(n, H, W, C)`` in BGR or mono to float maps ``(n, c_k, H/s_k, W/s_k)``."""
+        return self.features(self.normalised(frames))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Map normalised images ``(n, 3, H, W)`` to float maps ``(n, c_k, H/s_k, W/s_k)``."""
+        return list(self.net(images))
+
+    def normalised(self, frames: Tensor) -> Tensor:
+        """Bring uint8 frames ``(n, H, W, C)`` into what the backbone takes, float ``(n, 3, H, W)``."""
         # TensorRT takes uint8 only straight into a cast.
         x = frames.float().permute(0, 3, 1, 2)
         x = x.expand(-1, 3, -1, -1) if self.channels == 1 else x.flip(1)
-        return list(self.net((x - self.mean) / self.std))
+        return (x - self.mean) / self.std
 
 
 def _backbone(name: str, weights: Path | None, strides: tuple[int, ...]) -> tuple[nn.Module, list[float], list[float]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -19,39 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engines.frames import Pixels
+from train.errors import TrainingError
 from train.features import CleanMaps, FrozenTeacher
+from train.method import Pairs
 from train.synthesis import Synthesizer
 
 CHECKPOINT_EVERY: Final = 250
-Maps = list[Tensor]
+VALIDATIONS: Final = 10
+"""How often a training is validated."""
+VALIDATION_PAIRS: Final = 32
+VALIDATION_SEED: Final = 1 << 21
+"""Apart from the numbers of training steps."""
 Report = Callable[[int, dict[str, float]], None]
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why."""
-
-
-class Method(Protocol):
-    """What a method has to give."""
-
-    weights: tuple[float, ...]
-    scales: tuple[float | None, ...]
-
-    def losses(self, clean: Maps, twin: Maps, mask: Tensor) -> dict[str, Tensor]:
-        """Named losses of a batch of pairs; their sum is minimised."""
-        ...
-
-    def observe(self, teacher: Maps) -> None:
-        """Look at teacher maps of good parts, after training."""
-        ...
-
-    def settle(self) -> None:
-        """Make what was observed part of the method."""
-        ...
-
-    def maps(self, teacher: Maps) -> Tensor:
-        """Anomaly maps ``(n, len(weights), h, w)``, greater where less normal."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -61,18 +40,23 @@ class Schedule:
     Attributes:
         steps: Optimiser steps.
         batch: Pairs a step.
-        rate: Peak learning rate of AdamW's one-cycle schedule.
+        rate: Peak learning rate.
+        kind: ``cycle``: AdamW and one cycle; ``steps``: Adam, its rate times 0.2 after 0.8 and 0.9 of the steps.
         weight_decay: AdamW's.
         clip: Largest norm of the gradient.
         seed: Of everything random.
+        patience: Stop after so many validations without a lower loss; 0 for never. A schedule that ends with a small
+            rate gains most at its end, so that stopping early is for runs that have gone wrong.
     """
 
     steps: int = 3000
     batch: int = 8
     rate: float = 4e-3
+    kind: str = "cycle"
     weight_decay: float = 1e-4
     clip: float = 5.0
     seed: int = 0
+    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,10 +112,16 @@ class Trainer:
         method: The method's module, on ``device``.
         teacher: The frozen teacher.
         synthesizer: Makes the pairs.
+        validation: Makes pairs of held-out good images, on which nothing is trained.
         schedule: How long and how fast.
         device: Where to train.
         checkpoint: Where to keep the state, and to go on from.
         fingerprint: What else must be equal for a checkpoint to be taken up, e.g. the data's digest.
+        clean: The teacher's maps of the synthesizer's images.
+
+    Attributes:
+        start: Steps that an earlier run has done.
+        curves: Of each validation: step, training losses and validation losses by name.
     """
 
     def __init__(
@@ -139,23 +129,26 @@ class Trainer:
         method: nn.Module,
         teacher: FrozenTeacher,
         synthesizer: Synthesizer,
+        validation: Synthesizer,
         schedule: Schedule,
         device: torch.device,
         checkpoint: Path,
         fingerprint: str,
+        clean: CleanMaps,
     ) -> None:
         self._method, self._teacher, self._synthesizer = method, teacher, synthesizer
-        self._schedule, self._device = schedule, device
+        self._schedule, self._device, self._validation, self._clean = schedule, device, validation, clean
         self._checkpoint = checkpoint
         self._identity = f"{fingerprint} {sorted(asdict(schedule).items())}"
-        self._optimizer = torch.optim.AdamW(method.parameters(), schedule.rate, weight_decay=schedule.weight_decay)
-        self._cycle = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, schedule.rate, total_steps=schedule.steps, pct_start=0.1
-        )
+        self._optimizer, self._cycle = _optimizer(method, schedule)
+        losses: Any = method.losses
+        # On a GPU a step is bound by the launch of many small kernels, which compilation fuses.
+        self._losses = torch.compile(losses) if device.type == "cuda" else losses
+        self.curves: list[dict[str, float]] = []
         self.start = self._resume()
 
     def run(self, report: Report) -> None:
-        """Train to the end of the schedule.
+        """Train to the end of the schedule, or until validation has not improved for its patience.
 
         Args:
             report: Called after every step with its number, from 1, and its losses.
@@ -163,18 +156,22 @@ class Trainer:
         Raises:
             TrainingError: if a loss is not finite.
         """
-        clean = CleanMaps(self._teacher, self._synthesizer.images)
         self._method.train()
+        every = max(1, self._schedule.steps // VALIDATIONS)
         for step, pair in enumerate(pairs(self._synthesizer, self._schedule, self.start), self.start + 1):
-            report(step, self._step(pair, clean))
+            losses = self._step(pair)
+            report(step, losses)
+            if step % every == 0:
+                self.curves.append({"step": step, **losses, **self._validate()})
             if step % CHECKPOINT_EVERY == 0 or step == self._schedule.steps:
                 self._save(step)
+            if self._is_stuck():
+                self._save(step)
+                return
 
-    def _step(self, pair: Pair, clean: CleanMaps) -> dict[str, float]:
-        twin = self._teacher(pair.twins)
-        mask = torch.from_numpy(pair.masks).to(self._device).unsqueeze(1).float()
+    def _step(self, pair: Pair) -> dict[str, float]:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
-            losses: dict[str, Tensor] = self._method.losses(clean[pair.indices], twin, mask)  # type: ignore[operator]
+            losses: dict[str, Tensor] = self._losses(self._seen(pair, self._clean[pair.indices]))
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
             msg = f"loss is not finite ({ {name: loss.item() for name, loss in losses.items()} }): lower --rate"
@@ -186,6 +183,31 @@ class Trainer:
         self._cycle.step()
         return {name: loss.item() for name, loss in losses.items()}
 
+    def _seen(self, pair: Pair, clean: list[Tensor]) -> Pairs:
+        mask = torch.from_numpy(pair.masks).to(self._device).unsqueeze(1).float()
+        return Pairs(clean, self._teacher(pair.twins), self._teacher.images(pair.twins), mask)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Losses on the same few pairs of held-out images each time."""
+        totals: dict[str, float] = {}
+        batches = range(VALIDATION_PAIRS // self._schedule.batch)
+        self._method.eval()
+        for batch in batches:
+            pair = _draw(self._validation, self._schedule, VALIDATION_SEED + batch)
+            clean = self._teacher(self._validation.images[pair.indices])
+            for name, loss in self._losses(self._seen(pair, clean)).items():
+                totals[f"val_{name}"] = totals.get(f"val_{name}", 0.0) + loss.item() / len(batches)
+        self._method.train()
+        return totals
+
+    def _is_stuck(self) -> bool:
+        patience = self._schedule.patience
+        if not patience or len(self.curves) <= patience:
+            return False
+        totals = [sum(v for name, v in row.items() if name.startswith("val_")) for row in self.curves]
+        return min(totals[-patience:]) >= min(totals[:-patience])
+
     def _save(self, step: int) -> None:
         state = {
             "identity": self._identity,
@@ -193,6 +215,7 @@ class Trainer:
             "method": self._method.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "cycle": self._cycle.state_dict(),
+            "curves": self.curves,
         }
         self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._checkpoint.with_suffix(".tmp")
@@ -212,4 +235,17 @@ class Trainer:
         self._method.load_state_dict(state["method"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._cycle.load_state_dict(state["cycle"])
+        self.curves = state["curves"]
         return int(state["step"])
+
+
+def _optimizer(method: nn.Module, schedule: Schedule) -> tuple[torch.optim.Optimizer, Any]:
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    if schedule.kind == "steps":
+        adam = torch.optim.Adam(parameters, schedule.rate)
+        marks = [round(schedule.steps * share) for share in (0.8, 0.9)]
+        return adam, torch.optim.lr_scheduler.MultiStepLR(adam, marks, 0.2)
+    adamw = torch.optim.AdamW(parameters, schedule.rate, weight_decay=schedule.weight_decay)
+    return adamw, torch.optim.lr_scheduler.OneCycleLR(
+        adamw, schedule.rate, total_steps=schedule.steps, pct_start=min(0.5, max(0.1, 2 / schedule.steps))
+    )
