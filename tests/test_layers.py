@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from engines.openvino_runtime import ov
 from train.layers import (
     Ascend,
     ChannelAttention,
@@ -18,6 +22,7 @@ from train.layers import (
     resized,
     smooth,
 )
+from train.onnx_export import to_onnx
 
 
 def noise(*shape: int) -> Tensor:
@@ -135,3 +140,28 @@ def test_spatial_attention_weighs_whole_positions() -> None:
     assert torch.allclose(shares, shares[:, :1].expand_as(shares), atol=1e-5)
     assert 0 < shares.min() <= shares.max() < 1
     assert shares[0, 0].std() > 0
+
+
+class _Smooth(nn.Module):
+    """Frames of three channels, each smoothed."""
+
+    kernel: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", gaussian(1.0))
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Map uint8 ``(n, H, W, 3)`` to float ``(n, 3, H, W)``."""
+        return smooth(frames.float().permute(0, 3, 1, 2), self.kernel)
+
+
+def test_smoothing_several_maps_ends_in_bfloat16_too(tmp_path: Path) -> None:
+    """As a grouped convolution it never came back from OpenVINO's bfloat16 kernels."""
+    (tmp_path / "m.onnx").write_bytes(to_onnx(_Smooth(), (64, 64, 3), ["out"]))
+    compiled = ov.Core().compile_model(tmp_path / "m.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    request = compiled.create_infer_request()
+    frames = np.full((1, 64, 64, 3), 100, np.uint8)
+    request.start_async([frames])
+    assert request.wait_for(20_000)
+    assert np.allclose(request.results[compiled.outputs[0]], 100, rtol=0.02)

@@ -114,7 +114,10 @@ def gaussian(sigma: float) -> Tensor:
 
 def smooth(maps: Tensor, kernel: Tensor) -> Tensor:
     """Smooth each of ``(n, c, h, w)`` by a row kernel in both directions, edges repeated."""
-    radius, channels = kernel.shape[-1] // 2, maps.shape[1]
-    row = kernel.expand(channels, 1, 1, -1)
-    padded = F.pad(maps, (radius, radius, radius, radius), mode="replicate")
-    return F.conv2d(F.conv2d(padded, row, groups=channels), row.transpose(2, 3), groups=channels)
+    channels, height, width = maps.shape[1:]
+    radius = kernel.shape[-1] // 2
+    # As images of one channel: OpenVINO 2026.4 never returns from a grouped 1x7 convolution in bfloat16.
+    planes = maps.reshape(-1, 1, height, width)
+    padded = F.pad(planes, (radius, radius, radius, radius), mode="replicate")
+    smoothed = F.conv2d(F.conv2d(padded, kernel), kernel.transpose(2, 3))
+    return smoothed.reshape(-1, channels, height, width)
