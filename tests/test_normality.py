@@ -9,7 +9,7 @@ from torch import Tensor
 
 from train import normality
 from train.errors import TrainingError
-from train.normality import RIDGE, SHRINK, PlaceStatistics, Prototypes, block_of, patches, units
+from train.normality import RIDGE, SHRINK, PlaceStatistics, Prototypes, WholeStatistics, block_of, patches, units, whole
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -203,32 +203,74 @@ def test_the_distance_is_that_to_the_nearest_centre() -> None:
     assert prototypes(centre).item() == pytest.approx(0, abs=2e-3)
 
 
-def test_clusters_far_apart_are_found_exactly() -> None:
-    """K-means ends in the means of clusters that nobody could confuse, from centres that start one in each."""
-    true = 100 * torch.eye(4)[:3]
-    points = true.repeat_interleave(50, 0) + noise(150, 4)
-    found = normality._lloyd(points, points[[0, 50, 100]].clone(), normality.ROUNDS)
-    assert torch.allclose(found, points.view(3, 50, 4).mean(1), atol=1e-4)
+def test_every_good_patch_is_near_a_prototype() -> None:
+    """Prototypes are the farthest points from each other: what was seen only once is among the first of them."""
+    points = torch.cat([noise(400, 4), torch.tensor([[40.0, 0, 0, 0], [0, 0, 60, 0]])])
+    chosen = normality._cover(points, 3, 5)
+    assert torch.equal(chosen, points[[5, 401, 400]])
+    reach = [torch.cdist(points, normality._cover(points, count, 5)).amin(1).max().item() for count in (3, 50, 402)]
+    assert reach == sorted(reach, reverse=True)
+    assert reach[-1] < 0.01
 
 
-def test_clustering_brings_centres_to_the_points() -> None:
-    """Good patches are nearer to the centres after the rounds than to points drawn at random."""
-    points = noise(400, 4)
-    start = points[:20].clone()
-    before, after = (
-        torch.cdist(points, centres).amin(1).square().mean()
-        for centres in (start, normality._lloyd(points, start.clone(), 8))
-    )
-    assert after < 0.85 * before
+def test_prototypes_look_along_principal_components() -> None:
+    """With fewer dimensions than channels, directions in which good parts do not differ are left out."""
+    prototypes, seen = Prototypes(3, 64, dims=2), noise(2, 3, 8, 8) * torch.tensor([5.0, 0.01, 1.0]).view(1, 3, 1, 1)
+    prototypes.observe(seen)
+    prototypes.fit()
+    assert prototypes.projection.abs()[:, 1].max() < 0.01
+    aside = seen + torch.tensor([0.0, 9.0, 0.0]).view(1, 3, 1, 1)
+    assert torch.allclose(prototypes(aside), prototypes(seen), atol=0.2)
 
 
-def test_a_centre_without_points_stays() -> None:
-    """It is neither lost nor turned into not-a-number."""
-    points = noise(20, 2)
-    lonely = torch.tensor([[1e3, 1e3]])
-    found = normality._lloyd(points, torch.cat([points[:1], lonely]), 3)
-    assert torch.equal(found[1:], lonely)
-    assert torch.allclose(found[0], points.mean(0), atol=1e-5)
+def test_means_and_deviations_tell_of_the_whole_image() -> None:
+    """They are those over all positions of each map, first all means, then all deviations."""
+    first, second = noise(2, 3, 8, 8), noise(2, 5, 4, 4, seed=1)
+    joined = whole([first, second])
+    assert joined.shape == (2, 16, 1, 1)
+    assert torch.allclose(joined[:, :3, 0, 0], first.mean((2, 3)))
+    assert torch.allclose(joined[:, 11:, 0, 0], second.std((2, 3), correction=0), atol=1e-6)
+
+
+def whole_of(*folds: Tensor) -> WholeStatistics:
+    """Statistics of whole images, measured on folds that they were not fitted to."""
+    images = WholeStatistics(folds[0].shape[1], len(folds))
+    for fold in folds:
+        images.survey(fold)
+    images.orient()
+    for number, fold in enumerate(folds):
+        images.observe(fold, number)
+    for number, fold in enumerate(folds):
+        images.fit(without=number)
+        images.measure(fold)
+    images.fit()
+    images.standardise()
+    images.release()
+    return images
+
+
+def test_good_images_are_usual_and_others_are_not() -> None:
+    """A good image of many is about one deviation off at most; one unlike all of them is many."""
+    images = whole_of(noise(300, 4, 1, 1), noise(300, 4, 1, 1, seed=1))
+    fresh = images(noise(300, 4, 1, 1, seed=2))
+    assert abs(fresh.mean().item()) < 0.2
+    assert 0.7 < fresh.std().item() < 1.2
+    assert images(noise(1, 4, 1, 1) + 9).item() > 3
+    assert not images._logs
+
+
+def test_few_images_say_little_of_the_whole() -> None:
+    """The same strange image is less of a surprise to statistics of ten images than to those of a thousand."""
+    strange = torch.full((1, 4, 1, 1), 5.0)
+    few, many = (whole_of(noise(n, 4, 1, 1), noise(n, 4, 1, 1, seed=1))(strange).item() for n in (5, 500))
+    assert few < 0.3 * many
+
+
+def test_images_that_are_all_the_same_have_a_finite_unit() -> None:
+    """Nothing is divided by nothing."""
+    images = whole_of(torch.ones(4, 4, 1, 1), torch.ones(4, 4, 1, 1))
+    assert torch.isfinite(images(torch.ones(1, 4, 1, 1)))
+    assert torch.isfinite(images(torch.zeros(1, 4, 1, 1)))
 
 
 def test_a_fold_that_is_left_out_is_unknown_to_prototypes() -> None:
@@ -273,5 +315,4 @@ def test_fewer_patches_than_centres_are_all_known() -> None:
     prototypes.observe(few)
     prototypes.fit()
     assert torch.isfinite(prototypes.centres).all()
-    assert torch.cdist(prototypes.centres, few.permute(0, 2, 3, 1).reshape(-1, 3)).amin(1).max() < 0.01
     assert prototypes(few).max() < 0.01

@@ -242,9 +242,10 @@ def test_segmentation_loss_prefers_the_mask() -> None:
 @pytest.mark.parametrize(
     ("options", "count"),
     [
-        (DmddOptions(**SMALL), 3),
-        (DmddOptions(**SMALL, branches="both", statistics="places"), 3),
-        (DmddOptions(**SMALL, map="distances", statistics="prototypes"), 2),
+        (DmddOptions(**SMALL), 4),
+        (DmddOptions(**SMALL, whole=False), 3),
+        (DmddOptions(**SMALL, branches="both", statistics="places"), 4),
+        (DmddOptions(**SMALL, map="distances", statistics="prototypes"), 3),
         (DmddOptions(map="head", evidence="maps", trunk="encoder", decouple="branches"), 1),
     ],
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
@@ -22,7 +22,7 @@ from train.fusion import DistanceFusion
 from train.head import Evidence, MultiPerceptionHead
 from train.layers import at_scale, resized
 from train.method import FOLDS, Maps, Material, Pairs, Recipe
-from train.normality import PlaceStatistics, Prototypes, block_of, patches, units
+from train.normality import PlaceStatistics, Prototypes, WholeStatistics, block_of, patches, units, whole
 from train.student import DecoupleKind, Student, TrunkKind, cosine_distances
 from train.teacher import Teacher
 
@@ -31,8 +31,8 @@ Statistics = Literal["both", "prototypes", "places", "none"]
 MapKind = Literal["fused", "distances", "head"]
 Branches = Literal["none", "normality", "both"]
 
-MAP_SHARES: Final = (0.5, 1.0, 1.0)
-SCORE_SHARES: Final = (0.5, 1.0, 0.1)
+MAP_SHARES: Final = (0.5, 1.0, 1.0, 0.0)
+SCORE_SHARES: Final = (0.2, 1.0, 0.1, 0.25)
 PATCH_BUDGET: Final = 72_000
 """Patches of good parts kept for clustering, of all images together."""
 ROW_BUDGET: Final = 300_000
@@ -54,6 +54,8 @@ class DmddOptions:
         detach: Whether the head's loss stays out of the student.
         statistics: What is known of good parts beside the student: ``prototypes`` (any orientation), Gaussians at
             ``places`` (aligned parts), ``both`` or ``none``. Not in the paper.
+        whole: Whether the score also looks at the whole image: a Gaussian of its features' means and deviations. Not
+            in the paper.
         prototypes: Number of prototypes.
         dims: Most dimensions of a Gaussian.
         branches: Whose cosine distances the fusion sees beside the statistics.
@@ -67,7 +69,8 @@ class DmddOptions:
     evidence: Evidence = "products"
     detach: bool = True
     statistics: Statistics = "both"
-    prototypes: int = 1024
+    whole: bool = True
+    prototypes: int = 4096
     dims: int = 160
     branches: Branches = "none"
     map: MapKind = "fused"
@@ -121,9 +124,10 @@ class Dmdd(nn.Module):
         options: See :class:`DmddOptions`.
 
     Attributes:
-        weights: Shares in the engine's map of the distances' mean, their fusion, and the head's probability.
+        weights: Shares in the engine's map of the distances' mean, their fusion, the head's probability, and the
+            whole image.
         score_weights: The same for the map whose maximum is the score. The head draws sharper maps of defects like the
-            synthetic ones; distances tell better whether there is a defect at all.
+            synthetic ones; distances tell better whether there is a defect at all, and the whole image not where.
         scales: The head's unit is its own decision boundary: on good parts it is next to nothing, which measures
             nothing. The fusion's is measured.
     """
@@ -143,10 +147,11 @@ class Dmdd(nn.Module):
         self.prototypes, self.places = _statistics(widths, size, options)
         branches = {"none": 0, "normality": 1, "both": 2}[options.branches]
         self.fusion = DistanceFusion(len(self.prototypes) + len(self.places) + branches * len(widths), _seed())
-        chosen = {"fused": (0, 1, 2), "distances": (0, 1), "head": (2,)}[options.map]
+        self.whole = WholeStatistics(2 * sum(widths[1:]), FOLDS) if options.whole and options.map != "head" else None
+        chosen = {"fused": (0, 1, 2), "distances": (0, 1), "head": (2,)}[options.map] + (3,) * (self.whole is not None)
         self.weights: tuple[float, ...] = tuple(MAP_SHARES[k] for k in chosen)
         self.score_weights: tuple[float, ...] = tuple(SCORE_SHARES[k] for k in chosen)
-        self.scales: tuple[float | None, ...] = tuple((None, None, 0.5)[k] for k in chosen)
+        self.scales: tuple[float | None, ...] = tuple((None, None, 0.5, 1.0)[k] for k in chosen)
 
     def losses(self, pairs: Pairs) -> dict[str, Tensor]:
         """The losses of a batch of normal-anomaly pairs; their sum is minimised."""
@@ -174,7 +179,9 @@ class Dmdd(nn.Module):
         self._fit()
         held = [self.fusion.context(self._distances(images, maps)) for images, maps in material.held()]
         self.fusion.standardise(torch.cat(held).permute(0, 2, 3, 1).flatten(0, 2))
-        for part in (*self.prototypes, *self.places, self.fusion):
+        if self.whole is not None:
+            self.whole.standardise()
+        for part in (*self._parts(), self.fusion):
             part.release()
 
     def maps(self, images: Tensor, teacher: Maps) -> Tensor:
@@ -185,6 +192,9 @@ class Dmdd(nn.Module):
             maps += [self.fusion.mean_of(distances), self.fusion(distances)]
         if self.options.map != "distances":
             maps.append(torch.sigmoid(self.head(teacher, *self.student(images, teacher))))
+        if self.whole is not None:
+            unusual: Tensor = self.whole(whole(teacher[1:]))
+            maps.append(unusual.expand_as(maps[0]))
         return torch.cat(maps, 1)
 
     def _distances(self, images: Tensor, teacher: Maps) -> Maps:
@@ -203,29 +213,38 @@ class Dmdd(nn.Module):
         """What the statistics look at: strides 8 and 16 as patches, stride 16, strides 16 and 32 of unit length."""
         return [patches(teacher[1:3]), teacher[2], units(teacher[2:])]
 
+    def _gaussians(self, teacher: Maps) -> list[tuple[Any, Tensor]]:
+        """Every Gaussian, and what it looks at."""
+        seen: list[tuple[Any, Tensor]] = list(zip(self.places, self._features(teacher), strict=False))
+        return seen if self.whole is None else [*seen, (self.whole, whole(teacher[1:]))]
+
     def _observe(self, material: Material) -> None:
         for _, _, maps in material.good():
-            for part, seen in zip(self.places, self._features(maps), strict=False):
-                part.survey(seen)  # type: ignore[operator]
-        for part in self.places:
-            part.orient()  # type: ignore[operator]
+            for part, seen in self._gaussians(maps):
+                part.survey(seen)
+        for part, _ in self._gaussians(maps):
+            part.orient()
         for fold, _, maps in material.good():
             share = min(1.0, PATCH_BUDGET / (material.count * maps[1][0, 0].numel()))
-            features = self._features(maps)
             for part in self.prototypes:
-                part.observe(features[0], fold, share)  # type: ignore[operator]
-            for part, seen in zip(self.places, features, strict=False):
-                part.observe(seen, fold)  # type: ignore[operator]
+                part.observe(self._features(maps)[0], fold, share)  # type: ignore[operator]
+            for part, seen in self._gaussians(maps):
+                part.observe(seen, fold)
 
     def _fit(self, without: int | None = None) -> None:
-        for part in (*self.prototypes, *self.places):
+        for part in self._parts():
             part.fit(without)
+
+    def _parts(self) -> list[Any]:
+        return [*self.prototypes, *self.places, *([] if self.whole is None else [self.whole])]
 
     def _draw(self, material: Material, fold: int) -> None:
         """Let the fusion draw from a fold that the statistics were fitted without."""
         for _, images, maps in material.good(fold):
             share = min(1.0, ROW_BUDGET / (material.count * maps[0][0, 0].numel()))
             self.fusion.observe(self._distances(images, maps), share=share)
+            if self.whole is not None:
+                self.whole.measure(whole(maps[1:]))
         for pairs in material.pairs(fold):
             self.fusion.observe(self._distances(pairs.images, pairs.twin), pairs.mask, share)
 
@@ -237,7 +256,7 @@ def _statistics(
     prototypes, places = nn.ModuleList(), nn.ModuleList()
     fine = widths[1] + widths[2]
     if options.statistics in {"both", "prototypes"}:
-        prototypes.append(Prototypes(fine, options.prototypes, FOLDS, _seed()))
+        prototypes.append(Prototypes(fine, options.prototypes, folds=FOLDS, seed=_seed()))
     if options.statistics in {"both", "places"}:
         for channels, stride in ((fine, 8), (widths[2], 16), (sum(widths[2:]), 16)):
             grid = size[0] // stride, size[1] // stride
