@@ -115,6 +115,28 @@ def build_bundle(
     folder: Path, method_name: str, name: str, options: Options, work: Path, target: Path, console: Console
 ) -> Bundle:
     """Train on the good images in ``folder`` and write the bundle into ``target``."""
+    return export(learn(folder, method_name, options, work, console), name, target)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A trained method, and what its bundle is made from.
+
+    Attributes:
+        detector: The engine as one torch module.
+        held: Held-out good frames, uint8 ``(n, H, W, C)``; ``kept`` are those that were learned from.
+    """
+
+    detector: Detector
+    held: Pixels
+    kept: Pixels
+    spec: InputSpec
+    training: Training
+    options: Options
+
+
+def learn(folder: Path, method_name: str, options: Options, work: Path, console: Console) -> Learned:
+    """Train on the good images in ``folder``, as far as the engine is a torch module."""
     torch.manual_seed(options.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     paths = data.good_images(folder)
@@ -151,7 +173,9 @@ def build_bundle(
         seed=options.seed,
         settings=settings,
     )
-    return export(teacher, method, frames[held], frames[kept], options, (name, spec, training), target)
+    teacher, method = teacher.cpu(), method.cpu().eval()
+    detector = Detector(teacher, method, fit_scales(teacher, method, frames[held], tiling), tiling).eval()
+    return Learned(detector, frames[held], frames[kept], spec, training, options)
 
 
 @dataclass(frozen=True)
@@ -188,36 +212,25 @@ def _learn(
     method.finish(TrainingMaterial(exact, clean, synthesizer, held, device, run_of.seed))  # type: ignore[operator]
 
 
-def export(
-    teacher: Teacher,
-    method: nn.Module,
-    held: Pixels,
-    kept: Pixels,
-    options: Options,
-    about: tuple[str, InputSpec, Training],
-    target: Path,
-) -> Bundle:
+def export(learned: Learned, name: str, target: Path) -> Bundle:
     """Calibrate on held-out good frames and write the bundle."""
-    name, spec, training = about
-    teacher, method = teacher.cpu(), method.cpu().eval()
-    scales = fit_scales(teacher, method, held, options.tiling)
-    detector = Detector(teacher, method, scales, options.tiling).eval()
-    scores, _ = run(detector, held)
+    detector, options = learned.detector, learned.options
+    scores, _ = run(detector, learned.held)
     source = "held-out good images of the training data; they also set the scale of the maps"
     threshold, evidence = calibrate(scores.numpy(), options.false_rejects, source)
     rng = np.random.default_rng(options.seed)
-    whole = Synthesizer(kept[:8])
+    whole = Synthesizer(learned.kept[:8])
     twins = np.stack([whole(k % len(whole.images), rng)[0] for k in range(8)])
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        input=spec,
+        input=learned.spec,
         output=detector.output,
         threshold=threshold,
-        training=training,
+        training=learned.training,
     )
-    model = to_onnx(detector, spec.shape, ["score", "heatmap"])
-    return bundles.write(target, manifest, model, parity_frames(held, twins, detector), evidence)
+    model = to_onnx(detector, learned.spec.shape, ["score", "heatmap"])
+    return bundles.write(target, manifest, model, parity_frames(learned.held, twins, detector), evidence)
 
 
 def validate(bundle: Bundle) -> None:

@@ -21,6 +21,8 @@ SURROUNDINGS: Final = (1.5, 4.0)
 HIDDEN: Final = 32
 SAMPLES: Final = 60_000
 """Positions drawn of each kind: defective, good beside a defect, good on a good part."""
+FAR: Final = (5.0, 15.0)
+"""Deviations by which whole images are off that have nothing to do with good ones: dark, noisy, of another product."""
 STEPS: Final = 600
 RATE: Final = 5e-3
 DECAY: Final = 0.1
@@ -57,12 +59,6 @@ class DistanceFusion(nn.Module):
         """Map distances, each ``(n, 1, h, w)``, to logits ``(n, 1, H, W)`` at the size of the first."""
         logits: Tensor = self.layers((self.context(distances) - self.mean) / self.deviation)
         return logits
-
-    def mean_of(self, distances: list[Tensor]) -> Tensor:
-        """The mean of the distances' standardised logarithms, ``(n, 1, H, W)``: no learning, no surroundings."""
-        count = len(distances)
-        logs = torch.cat([resized(d, distances[0].shape[2:]) for d in distances], 1).clamp(min=FLOOR).log()
-        return ((logs - self.mean[:, :count]) / self.deviation[:, :count]).mean(1, keepdim=True)
 
     def context(self, distances: list[Tensor]) -> Tensor:
         """Logarithms of the distances and of their surroundings, ``(n, channels, H, W)``."""
@@ -103,7 +99,21 @@ class DistanceFusion(nn.Module):
         rows = torch.cat([self._sample(rows) for rows in (kinds["defective"], kinds["good"], beside)])
         truth = (torch.arange(len(rows)) < SAMPLES).float()
         rows = (rows - self.mean.flatten().cpu()) / self.deviation.flatten().cpu()
+        far = self._far_out(rows[truth == 0])
+        rows, truth = torch.cat([rows, far]), torch.cat([truth, torch.ones(len(far))])
         return self._descend(rows[:, :, None, None], truth)
+
+    def _far_out(self, good: Tensor) -> Tensor:
+        """Good positions ``(rows, channels)``, moved away from what is good in every map and all around at once.
+
+        No synthetic defect looks like a covered lens. Without these the network may take it for good.
+        """
+        chosen = good[torch.randint(len(good), (SAMPLES // 10,), generator=self._generator)]
+        low, high = FAR
+        off = low + (high - low) * torch.rand(len(chosen), 1, generator=self._generator)
+        deviation = self.deviation.flatten().cpu()
+        own = deviation[: len(deviation) // (1 + len(SURROUNDINGS))]
+        return chosen + off * own.repeat(1 + len(SURROUNDINGS)) / deviation  # surroundings move as far as the position
 
     def standardise(self, good: Tensor) -> None:
         """Measure mean and deviation of contexts ``(rows, channels)`` of good parts.

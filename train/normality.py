@@ -30,7 +30,7 @@ FLOOR: Final = 0.05
 """Least distance of a whole image, before its logarithm is taken."""
 LEAST_DEVIATION: Final = 0.02
 """Least standard deviation of those logarithms: images that are all the same tell nothing of what is usual."""
-SCARCE: Final = 100
+SCARCE: Final = 300
 """Images of which the Gaussian of whole images is trusted by half."""
 
 

@@ -31,8 +31,8 @@ Statistics = Literal["both", "prototypes", "places", "none"]
 MapKind = Literal["fused", "distances", "head"]
 Branches = Literal["none", "normality", "both"]
 
-MAP_SHARES: Final = (0.5, 1.0, 1.0, 0.0)
-SCORE_SHARES: Final = (0.2, 1.0, 0.1, 0.25)
+MAP_SHARES: Final = (1.0, 0.8, 0.0)
+SCORE_SHARES: Final = (1.0, 0.4, 0.4)
 PATCH_BUDGET: Final = 72_000
 """Patches of good parts kept for clustering, of all images together."""
 ROW_BUDGET: Final = 300_000
@@ -59,8 +59,8 @@ class DmddOptions:
         prototypes: Number of prototypes.
         dims: Most dimensions of a Gaussian.
         branches: Whose cosine distances the fusion sees beside the statistics.
-        map: What the engine's map is made of. ``fused``: the mean of the distances, their learned fusion, and the
-            head; ``distances``: without the head; ``head``: the head alone, which is the paper's own reading.
+        map: What the engine's map is made of. ``fused``: the learned fusion of the distances, and the head;
+            ``distances``: without the head; ``head``: the head alone, which is the paper's own reading.
     """
 
     trunk: TrunkKind = "reverse"
@@ -124,8 +124,7 @@ class Dmdd(nn.Module):
         options: See :class:`DmddOptions`.
 
     Attributes:
-        weights: Shares in the engine's map of the distances' mean, their fusion, the head's probability, and the
-            whole image.
+        weights: Shares in the engine's map of the distances' fusion, the head's probability, and the whole image.
         score_weights: The same for the map whose maximum is the score. The head draws sharper maps of defects like the
             synthetic ones; distances tell better whether there is a defect at all, and the whole image not where.
         scales: The head's unit is its own decision boundary: on good parts it is next to nothing, which measures
@@ -148,10 +147,10 @@ class Dmdd(nn.Module):
         branches = {"none": 0, "normality": 1, "both": 2}[options.branches]
         self.fusion = DistanceFusion(len(self.prototypes) + len(self.places) + branches * len(widths), _seed())
         self.whole = WholeStatistics(2 * sum(widths[1:]), FOLDS) if options.whole and options.map != "head" else None
-        chosen = {"fused": (0, 1, 2), "distances": (0, 1), "head": (2,)}[options.map] + (3,) * (self.whole is not None)
+        chosen = {"fused": (0, 1), "distances": (0,), "head": (1,)}[options.map] + (2,) * (self.whole is not None)
         self.weights: tuple[float, ...] = tuple(MAP_SHARES[k] for k in chosen)
         self.score_weights: tuple[float, ...] = tuple(SCORE_SHARES[k] for k in chosen)
-        self.scales: tuple[float | None, ...] = tuple((None, None, 0.5, 1.0)[k] for k in chosen)
+        self.scales: tuple[float | None, ...] = tuple((None, 0.5, 1.0)[k] for k in chosen)
 
     def losses(self, pairs: Pairs) -> dict[str, Tensor]:
         """The losses of a batch of normal-anomaly pairs; their sum is minimised."""
@@ -188,8 +187,7 @@ class Dmdd(nn.Module):
         """One anomaly map for each of ``weights``, ``(n, k, H/4, W/4)``, greater where less normal."""
         maps = []
         if self.options.map != "head":
-            distances = self._distances(images, teacher)
-            maps += [self.fusion.mean_of(distances), self.fusion(distances)]
+            maps.append(self.fusion(self._distances(images, teacher)))
         if self.options.map != "distances":
             maps.append(torch.sigmoid(self.head(teacher, *self.student(images, teacher))))
         if self.whole is not None:
