@@ -17,7 +17,7 @@ lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check:
+check: .venv/.sim
 	$(BIN)/pytest
 
 demo-engine: setup ## train the demo's engine anew from the simulator
@@ -39,3 +39,8 @@ clean:
 .venv/.dev: pyproject.toml requirements.lock | .venv/bin/python
 	$(PIP) --editable '.[dev]'
 	touch $@ .venv/.run
+
+# The simulated CUDA driver and pycuda on it, see docs/gpu.md. Builds pycuda once, in about two minutes.
+.venv/.sim: $(wildcard tests/sim/*.py tests/sim/src/*) pyproject.toml requirements.lock | .venv/.dev
+	$(BIN)/python -m tests.sim.build
+	touch $@
