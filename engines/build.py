@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from engines.bundle import Bundle, Parity
 from engines.lane import Engine, Lane
+from engines.precision import PrecisionError, cache_folder, graph_of
 
 
 class BuildError(RuntimeError):
@@ -16,7 +19,15 @@ class BuildError(RuntimeError):
 
 
 class ParityError(RuntimeError):
-    """A compiled engine does not reproduce its reference; it must not be activated."""
+    """A compiled engine does not reproduce its reference; it must not be activated.
+
+    Attributes:
+        differences: Of every frame at every batch size.
+    """
+
+    def __init__(self, message: str, differences: Sequence[FrameDifference] = ()) -> None:
+        super().__init__(message)
+        self.differences = tuple(differences)
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -24,10 +35,11 @@ class Target(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: ``openvino`` (CPU) or ``tensorrt`` (NVIDIA GPU).
-        precision: ``fp32`` or ``bf16`` for OpenVINO; ``fp32`` for TensorRT.
+        precision: ``fp32``, ``bf16`` or ``int8`` for OpenVINO; ``fp32``, ``fp16`` or ``int8`` for TensorRT.
         lanes: Number of lanes.
         max_batch: Largest batch of a lane.
         threads: CPU threads for all OpenVINO lanes together, 0 for all.
+        cache: Folder of rewritten graphs and TensorRT plans; empty for the user's cache.
     """
 
     kind: str = "openvino"
@@ -35,33 +47,48 @@ class Target(msgspec.Struct, frozen=True):
     lanes: int = 2
     max_batch: int = 8
     threads: int = 0
+    cache: str = ""
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where derived files are kept."""
+        return Path(self.cache) if self.cache else cache_folder()
 
 
 def compile_engine(bundle: Bundle, target: Target) -> Engine:
     """Compile ``bundle`` for ``target``.
 
     Raises:
-        BuildError: if the target's packages or devices are missing.
+        BuildError: if the target's packages or devices are missing, or the precision cannot be had.
     """
     if target.kind == "tensorrt":
         from engines.tensorrt_lane import TensorRtEngine  # noqa: PLC0415 - needs the `tensorrt` extra
 
-        return TensorRtEngine(bundle, max_batch=target.max_batch, precision=target.precision)
+        return TensorRtEngine(bundle, max_batch=target.max_batch, precision=target.precision, cache=target.cache_folder)
     if target.kind == "openvino":
-        from engines.openvino_lane import PRECISIONS, OpenVinoEngine  # noqa: PLC0415 - half a second to import
-
-        if target.precision not in PRECISIONS:
-            msg = f"precision {target.precision!r}: OpenVINO engines run in {' or '.join(PRECISIONS)}"
-            raise BuildError(msg)
-        return OpenVinoEngine(
-            bundle,
-            max_batch=target.max_batch,
-            lanes=target.lanes,
-            threads=target.threads,
-            precision=target.precision,
-        )
+        return _openvino_engine(bundle, target)
     msg = f"target {target.kind!r}: openvino or tensorrt"
     raise BuildError(msg)
+
+
+def _openvino_engine(bundle: Bundle, target: Target) -> Engine:
+    from engines.openvino_lane import PRECISIONS, OpenVinoEngine  # noqa: PLC0415 - half a second to import
+
+    if target.precision not in PRECISIONS:
+        msg = f"precision {target.precision!r}: OpenVINO engines run in {' or '.join(PRECISIONS)}"
+        raise BuildError(msg)
+    try:
+        graph = graph_of(bundle, target.precision, target.cache_folder)
+    except PrecisionError as error:
+        raise BuildError(str(error)) from error
+    return OpenVinoEngine(
+        bundle,
+        graph=graph,
+        max_batch=target.max_batch,
+        lanes=target.lanes,
+        threads=target.threads,
+        precision=target.precision,
+    )
 
 
 @dataclass(frozen=True)
@@ -108,7 +135,7 @@ def parity_gate(bundle: Bundle, lane: Lane, timeout: float = 30.0) -> list[Frame
             f" heatmap {worst.heatmap_mean:.2f} levels off, verdict {'same' if worst.verdict_agrees else 'DIFFERENT'}."
             " The engine is refused; rebuild it, or choose a higher precision"
         )
-        raise ParityError(msg)
+        raise ParityError(msg, differences)
     return differences
 
 

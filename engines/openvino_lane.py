@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,8 @@ from engines.frames import Pixels
 from engines.lane import LaneFault, check_scores
 from engines.openvino_runtime import ov
 
-PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16"}
+PRECISIONS: Final = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+"""OpenVINO's hint for each. In int8 the graph says what is int8, and the hint is for the rest."""
 
 
 class OpenVinoEngine:
@@ -24,17 +26,25 @@ class OpenVinoEngine:
         max_batch: Largest batch that a lane takes.
         lanes: How many lanes will run at once; the compiled model gets as many streams.
         threads: CPU threads for all lanes together; 0 for all cores this process may use.
-        precision: ``fp32`` or ``bf16``. Always given to OpenVINO, which else takes bf16 by itself.
+        precision: ``fp32``, ``bf16`` or ``int8``. Always given to OpenVINO, which else takes bf16 by itself.
+        graph: The graph, where it is not the bundle's own: a quantised one for ``int8``.
     """
 
     def __init__(
-        self, bundle: Bundle, *, max_batch: int, lanes: int, threads: int = 0, precision: str = "fp32"
+        self,
+        bundle: Bundle,
+        *,
+        max_batch: int,
+        lanes: int,
+        threads: int = 0,
+        precision: str = "fp32",
+        graph: Path | None = None,
     ) -> None:
         self.manifest = bundle.manifest
         self.max_batch = max_batch
         spec = self.manifest.input
         core = ov.Core()
-        model = core.read_model(bundle.model)
+        model = core.read_model(graph or bundle.model)
         model.reshape(ov.PartialShape([ov.Dimension(1, max_batch), *spec.shape]))
         self._compiled: ov.CompiledModel | None = core.compile_model(
             model,

@@ -9,13 +9,11 @@ TensorRT is isolated here and pycuda in :mod:`engines.cuda`. Written for the API
 
 from __future__ import annotations
 
-import functools
-import importlib
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -26,78 +24,25 @@ from engines.build import BuildError
 from engines.bundle import Bundle
 from engines.frames import Pixels
 from engines.lane import LaneFault, check_scores
+from engines.plan import FRAMES, PlanCache, Progress, Toolkit, explaining, key_of, load_engine, profiles_for, toolkit
+from engines.precision import PrecisionError, cache_folder, graph_of
 
-PRECISIONS: Final = ("fp32",)
-FRAMES: Final = "frames"
+PRECISIONS: Final = ("fp32", "fp16", "int8")
 SCORE: Final = "score"
 HEATMAP: Final = "heatmap"
 POLL_S: Final = 0.0002
 """How often a waiting lane asks the device, and so about the latency that waiting adds at most."""
 
-_preparing: Final = threading.Lock()
-
-
-class Journal:
-    """The last warnings and errors that TensorRT has logged."""
-
-    def __init__(self) -> None:
-        self._lines: tuple[str, ...] = ()
-
-    def add(self, severity: str, text: str) -> None:
-        """Keep a message if it matters. Called from whichever thread TensorRT runs."""
-        if severity in {"INTERNAL_ERROR", "ERROR", "WARNING"}:
-            # Replaced as a whole: readers need no lock, which a message from inside a reader could deadlock on.
-            self._lines = (*self._lines, f"{severity}: {text}")[-20:]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._lines = ()
-
-    def __str__(self) -> str:
-        return "; ".join(self._lines) or "nothing logged"
-
-
-@dataclass(frozen=True)
-class Toolkit:
-    """TensorRT and the process's one logger: TensorRT keeps the first that it is given and ignores others."""
-
-    trt: Any
-    logger: Any
-    journal: Journal
-
-
-def toolkit() -> Toolkit:
-    """Return the process's TensorRT; raise :class:`BuildError` if it is not installed."""
-    with _preparing:  # as a cache alone may call twice at once
-        return _toolkit()
-
-
-@functools.cache
-def _toolkit() -> Toolkit:
-    try:
-        trt = importlib.import_module("tensorrt")
-    except ImportError as error:
-        msg = f"TensorRT engines need the tensorrt package ({error}): pip install 'dmdd-line[tensorrt]'"
-        raise BuildError(msg) from error
-    journal = Journal()
-
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # pybind11 wants the base named, not super()
-
-        def log(self, severity: Any, msg: str) -> None:
-            journal.add(severity.name, msg)
-
-    return Toolkit(trt, Logger(), journal)
-
 
 class TensorRtEngine:
-    """A bundle compiled for the GPU of this box. The plan is built anew at every start and kept in memory only.
+    """A bundle compiled for the GPU of this box.
 
     Args:
         bundle: A verified bundle.
         max_batch: Largest batch that a lane takes, and the one that TensorRT optimises for.
-        precision: ``fp32``.
+        precision: ``fp32``, ``fp16`` or ``int8``; what the graph computes in (:mod:`engines.precision`).
+        cache: Folder of plans and rewritten graphs. None builds the plan anew, and rewrites in the user's cache.
+        progress: Told how far a build is; may feed a watchdog.
 
     Attributes:
         compiled: The ``ICudaEngine``, None once the engine is closed. Lanes look it up here and keep no reference
@@ -107,7 +52,15 @@ class TensorRtEngine:
         BuildError: if pycuda, TensorRT or a GPU is missing, or the graph cannot be compiled.
     """
 
-    def __init__(self, bundle: Bundle, *, max_batch: int, precision: str) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        max_batch: int,
+        precision: str,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         if precision not in PRECISIONS:
             msg = f"precision {precision!r}: TensorRT engines run in {' or '.join(PRECISIONS)}"
             raise BuildError(msg)
@@ -117,17 +70,19 @@ class TensorRtEngine:
         self._runtime: Any = None
         self.compiled: Any = None
         kit = toolkit()
-        with cuda.raising(BuildError, f"CUDA, building {bundle.label}"), cuda.attached(), _explaining(kit.journal):
+        graph = _graph(bundle, precision, cache)
+        with cuda.raising(BuildError, f"CUDA, building {bundle.label}"), cuda.attached(), explaining(kit.journal):
             try:
-                self._load(kit, _build_plan(kit, bundle, max_batch))
+                key = key_of(kit, graph, precision, bundle.manifest.input.shape, profiles_for(max_batch))
+                plans = PlanCache(cache / "plans") if cache else None
+                self._runtime = kit.trt.Runtime(kit.logger)
+                self.compiled = load_engine(kit, self._runtime, graph, key, plans, progress)
+                self._check(kit)
             except BaseException:
                 self._release()
                 raise
 
-    def _load(self, kit: Toolkit, plan: Any) -> None:
-        self._runtime = kit.trt.Runtime(kit.logger)
-        self.compiled = self._runtime.deserialize_cuda_engine(plan)
-        _require(self.compiled is not None, "cannot load the plan that it has just built", kit.journal)
+    def _check(self, kit: Toolkit) -> None:
         modes, byte, real = kit.trt.TensorIOMode, kit.trt.uint8, kit.trt.float32
         expected = {FRAMES: (modes.INPUT, byte), SCORE: (modes.OUTPUT, real), HEATMAP: (modes.OUTPUT, byte)}
         names = [self.compiled.get_tensor_name(index) for index in range(self.compiled.num_io_tensors)]
@@ -349,49 +304,8 @@ def _mirror(stack: ExitStack, shape: tuple[int, ...], dtype: type[np.generic]) -
     return mirror
 
 
-def _build_plan(kit: Toolkit, bundle: Bundle, max_batch: int) -> Any:
-    """Compile the bundle's graph for batches of 1 to ``max_batch``."""
-    trt, journal = kit.trt, kit.journal
-    journal.clear()
-    builder = trt.Builder(kit.logger)
-    # Version 11 knows no other kind of network; 10 has to be told.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _require(network is not None, "cannot make a network", journal)
-    _parse(kit, network, bundle)
-    config = builder.create_builder_config()
-    _require(config is not None, "cannot make a configuration", journal)
-    config.max_aux_streams = 0  # lanes run side by side already; further streams would only blur the latency
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and not the precision that was validated
-    shape = bundle.manifest.input.shape
-    profile = builder.create_optimization_profile()
-    profile.set_shape(FRAMES, (1, *shape), (max_batch, *shape), (max_batch, *shape))
-    _require(config.add_optimization_profile(profile) >= 0, f"refuses batches of 1 to {max_batch}", journal)
-    plan = builder.build_serialized_network(network, config)
-    _require(plan is not None, f"cannot compile {bundle.model}", journal)
-    return plan
-
-
-def _parse(kit: Toolkit, network: Any, bundle: Bundle) -> None:
-    parser = kit.trt.OnnxParser(network, kit.logger)
-    if not parser.parse_from_file(str(bundle.model)):
-        errors = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
-        msg = f"TensorRT cannot read {bundle.model}: {errors or 'no reason given'}. Its log: {kit.journal}"
-        raise BuildError(msg)
-
-
-def _require(met: bool, complaint: str, journal: Journal) -> None:
-    if not met:
-        msg = f"TensorRT {complaint}. Its log: {journal}"
-        raise BuildError(msg)
-
-
-@contextmanager
-def _explaining(journal: Journal) -> Iterator[None]:
-    """Let what TensorRT's bindings raise come out as a BuildError with the log beside it."""
+def _graph(bundle: Bundle, precision: str, cache: Path | None) -> Path:
     try:
-        yield
-    except BuildError:
-        raise
-    except (RuntimeError, TypeError, ValueError) as error:  # TypeError: the native object could not be made
-        msg = f"TensorRT: {error}. Its log: {journal}"
-        raise BuildError(msg) from error
+        return graph_of(bundle, precision, cache or cache_folder())
+    except PrecisionError as error:
+        raise BuildError(str(error)) from error

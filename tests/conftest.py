@@ -21,6 +21,14 @@ settings.register_profile("deep", parent=settings.get_profile("line"), derandomi
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "line"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Plans and rewritten graphs of tests do not get into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
     """A Redis of this test's own."""

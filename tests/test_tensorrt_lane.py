@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from engines import tensorrt_lane
 from engines.build import BuildError, Target, compile_engine
-from engines.bundle import Bundle, Manifest, OutputSpec, Threshold, Training
-from engines.frames import InputSpec
+from engines.bundle import Bundle
 from engines.lane import Lane, LaneFault
 from engines.tensorrt_lane import TensorRtEngine, TensorRtLane
 from tests.doubles import simulated
 from tests.doubles.cuda_driver import CudaMemoryError, LogicError
-from tests.doubles.trt import DataType, Severity, World
-
-MAX_BATCH = 4
-FRAME = (4, 6, 3)
-FRAME_BYTES = 4 * 6 * 3
-MAP_BYTES = 2 * 3
+from tests.doubles.trt import DataType, World
+from tests.support.gpu import FRAME, FRAME_BYTES, MAP_BYTES, MAX_BATCH, elsewhere, engine_of, fill, simulated_bundle
 
 
 @pytest.fixture
@@ -37,27 +30,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    """A bundle for frames and heatmaps of the simulated network's sizes."""
-    (tmp_path / "model.onnx").write_bytes(b"graph")
-    manifest = Manifest(
-        name="caps",
-        created="2026-01-01T00:00:00Z",
-        input=InputSpec(height=4, width=6, channels=3, colour="bgr"),
-        output=OutputSpec(height=2, width=3, low=0.0, high=1.0),
-        threshold=Threshold(value=0.5, false_reject_rate=0.01, samples=100, statement=""),
-        training=Training("dmdd", "none", "none", 1, "", 0),
-    )
-    return Bundle(tmp_path, manifest, "0" * 64, "7")
-
-
-@contextmanager
-def engine_of(bundle: Bundle) -> Iterator[TensorRtEngine]:
-    """An engine for a block's length."""
-    engine = TensorRtEngine(bundle, max_batch=MAX_BATCH, precision="fp32")
-    try:
-        yield engine
-    finally:
-        engine.close()
+    """A bundle for the simulated network."""
+    return simulated_bundle(tmp_path)
 
 
 @pytest.fixture
@@ -71,45 +45,10 @@ def lane(world: World, bundle: Bundle) -> Iterator[TensorRtLane]:
             lane.close()
 
 
-def fill(lane: Lane, *levels: int) -> None:
-    """Give each slot a frame of one level."""
-    for slot, level in enumerate(levels):
-        lane.frames[slot] = level
-
-
-def elsewhere(function: Callable[[], Any]) -> BaseException | None:
-    """Call ``function`` in another thread and return what it raised."""
-    raised: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            function()
-        except BaseException as error:  # noqa: BLE001 - handed to the test
-            raised.append(error)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join(10)
-    return raised[0] if raised else None
-
-
-class TestBuild:
-    def test_what_is_asked_for(self, world: World, bundle: Bundle) -> None:
-        """Strongly typed, one profile of 1 to max_batch, no auxiliary streams, no TF32: the validated precision."""
-        with engine_of(bundle) as engine:
-            assert engine.manifest is bundle.manifest
-            assert engine.max_batch == MAX_BATCH
-        assert world.asked == {
-            "model": b"graph",
-            "network_flags": 2,
-            "tf32": False,
-            "max_aux_streams": 0,
-            "profiles": [[(1, *FRAME), (MAX_BATCH, *FRAME), (MAX_BATCH, *FRAME)]],
-        }
-
-    def test_reached_through_the_target(self, world: World, bundle: Bundle) -> None:
+class TestEngine:
+    def test_reached_through_the_target(self, world: World, bundle: Bundle, tmp_path: Path) -> None:
         """The configured target ``tensorrt`` gives this engine, and its lanes are lanes."""
-        engine = compile_engine(bundle, Target(kind="tensorrt", max_batch=2))
+        engine = compile_engine(bundle, Target(kind="tensorrt", max_batch=2, cache=str(tmp_path / "cache")))
         assert isinstance(engine, TensorRtEngine)
         lane = engine.make_lane()
         assert isinstance(lane, Lane)
@@ -120,51 +59,15 @@ class TestBuild:
 
     def test_other_precisions_are_refused(self, world: World, bundle: Bundle) -> None:
         """A precision that is not offered is refused by name, before anything is built."""
-        with pytest.raises(BuildError, match=r"'fp16'.*fp32"):
-            TensorRtEngine(bundle, max_batch=1, precision="fp16")
+        with pytest.raises(BuildError, match=r"'bf16'.*fp32 or fp16 or int8"):
+            TensorRtEngine(bundle, max_batch=1, precision="bf16")
         assert world.asked == {}
-
-    def test_no_tensorrt(self, world: World, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without TensorRT the error names the extra to install."""
-        monkeypatch.setitem(sys.modules, "tensorrt", None)
-        with pytest.raises(BuildError, match=r"pip install 'dmdd-line\[tensorrt\]'"):
-            TensorRtEngine(bundle, max_batch=1, precision="fp32")
 
     def test_no_pycuda(self, world: World, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without pycuda the error names the extra to install."""
         monkeypatch.setitem(sys.modules, "pycuda.driver", None)
         with pytest.raises(BuildError, match=r"pip install 'dmdd-line\[tensorrt\]'"):
             TensorRtEngine(bundle, max_batch=1, precision="fp32")
-
-    def test_parser_errors(self, world: World, bundle: Bundle) -> None:
-        """A graph that cannot be read gives every one of the parser's reasons, and the log."""
-        world.parse_errors = ["node 3: no importer for Foo", "node 9: UINT8 not supported"]
-        with pytest.raises(BuildError) as caught:
-            TensorRtEngine(bundle, max_batch=1, precision="fp32")
-        for text in ("no importer for Foo", "UINT8 not supported", "ERROR: parsing failed"):
-            assert text in str(caught.value)
-
-    @pytest.mark.parametrize(
-        "refusal",
-        [
-            "Builder",
-            "create_network",
-            "create_builder_config",
-            "add_optimization_profile",
-            "build_serialized_network",
-            "deserialize_cuda_engine",
-        ],
-    )
-    def test_refusals(self, world: World, bundle: Bundle, refusal: str) -> None:
-        """Whatever TensorRT refuses with None, -1 or an exception is a BuildError with the log's text."""
-        world.refuse = {refusal}
-        with pytest.raises(BuildError, match=f"ERROR: {refusal}: simulated refusal"):
-            TensorRtEngine(bundle, max_batch=2, precision="fp32")
-
-    def test_impossible_profile(self, world: World, bundle: Bundle) -> None:
-        """A batch size that no profile can have is a BuildError too."""
-        with pytest.raises(BuildError, match="inconsistent"):
-            TensorRtEngine(bundle, max_batch=0, precision="fp32")
 
     def test_cuda_error(self, world: World, bundle: Bundle) -> None:
         """A CUDA error while building is a BuildError that names the bundle."""
@@ -178,28 +81,6 @@ class TestBuild:
         with pytest.raises(BuildError, match="build the bundle again"):
             TensorRtEngine(bundle, max_batch=1, precision="fp32")
         assert world.gpu.live == {}
-
-    def test_one_logger(self, world: World, bundle: Bundle) -> None:
-        """All engines share one logger, as TensorRT keeps the first that it is given."""
-        with engine_of(bundle), engine_of(bundle):
-            pass
-        assert len(set(map(id, world.loggers))) == 1
-
-    def test_log_keeps_what_matters(self, world: World, bundle: Bundle) -> None:
-        """The text in an error holds the last warnings and errors, none of the chatter, none of an earlier build."""
-        with engine_of(bundle):
-            world.complain("of an earlier build")
-        journal = tensorrt_lane.toolkit().journal
-        world.refuse = {"build_serialized_network"}
-        with pytest.raises(BuildError, match="simulated refusal") as caught:
-            TensorRtEngine(bundle, max_batch=1, precision="fp32")
-        assert "earlier" not in str(caught.value)
-        for number in range(50):
-            world.complain(f"number {number}.", Severity.WARNING)
-            world.complain("chatter", Severity.VERBOSE)
-        assert "WARNING: number 49." in str(journal)
-        assert "number 9." not in str(journal)
-        assert "chatter" not in str(journal)
 
     def test_closed_engine(self, world: World, bundle: Bundle) -> None:
         """A closed engine is freed, may be closed again and makes no more lanes."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from engines import cuda, tensorrt_lane
+from engines import cuda, plan
 from tests.doubles import cuda_driver, trt
 
 
@@ -26,4 +26,4 @@ def simulated(monkeypatch: Any) -> Iterator[trt.World]:
 def forget() -> None:
     """Forget what the engine keeps for the process's lifetime."""
     cuda._retained.cache_clear()
-    tensorrt_lane._toolkit.cache_clear()
+    plan._toolkit.cache_clear()

@@ -195,6 +195,12 @@ class Device:
         gpu.enter("Device", needs_context=False)
         self._gpu, self.ordinal = gpu, ordinal
 
+    def name(self) -> str:
+        return "Simulated GPU"
+
+    def compute_capability(self) -> tuple[int, int]:
+        return 8, 9
+
     def retain_primary_context(self) -> Context:
         self._gpu.enter("retain_primary_context", needs_context=False)
         time.sleep(0.01)  # long enough for another thread to come in between, if it may
@@ -342,6 +348,9 @@ class Driver(ModuleType):
     @native
     def init(self, flags: int = 0) -> None:
         self._gpu.enter("init", needs_context=False)
+
+    def get_driver_version(self) -> int:
+        return 13000
 
     @native
     def mem_alloc(self, size: int) -> DeviceAllocation:

@@ -58,6 +58,13 @@ class ILogger:
         self._made = True
 
 
+class IProgressMonitor:
+    """The base that a monitor has to be made from, by name."""
+
+    def __init__(self) -> None:
+        self._made = True
+
+
 @dataclass
 class World:
     """The knobs that tests turn, and what the library was asked for.
@@ -73,6 +80,9 @@ class World:
         kinds: Type of each input and output.
         asked: Everything that the build was asked for.
         loggers: Every logger that was passed in.
+        version: Of TensorRT; a plan loads in the version that built it, and no other.
+        timings: Every timing cache that a build was given.
+        builds: How many plans were built.
     """
 
     gpu: Gpu
@@ -88,6 +98,9 @@ class World:
     )
     asked: dict[str, Any] = field(default_factory=dict)
     loggers: list[Any] = field(default_factory=list)
+    version: str = "11.4.0"
+    timings: list[bytes] = field(default_factory=list)
+    builds: int = 0
 
     def complain(self, text: str, severity: Severity = Severity.ERROR) -> None:
         """Write to the logger, from a thread of TensorRT's own."""
@@ -123,12 +136,35 @@ class OptimizationProfile:
         return list(self._shapes[input])
 
 
+class TimingCache:
+    __slots__ = ("text",)
+
+    def __init__(self, text: bytes) -> None:
+        self.text = bytes(text)
+
+    def serialize(self) -> memoryview:
+        return memoryview(self.text)
+
+
 class BuilderConfig:
-    __slots__ = ("_flags", "_profiles", "_world", "max_aux_streams")
+    __slots__ = ("_flags", "_profiles", "_timings", "_world", "max_aux_streams", "progress_monitor")
 
     def __init__(self, world: World) -> None:
         self._world, self._flags, self._profiles = world, {BuilderFlag.TF32}, []
+        self._timings: TimingCache | None = None
         self.max_aux_streams = -1
+        self.progress_monitor: Any = None
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> TimingCache:
+        return TimingCache(serialized_timing_cache)
+
+    def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:
+        known = cache.text in {b"", f"timings of {self._world.version}".encode()}
+        self._timings = cache if known or ignore_mismatch else self._timings
+        return known or ignore_mismatch
+
+    def get_timing_cache(self) -> TimingCache | None:
+        return self._timings
 
     def clear_flag(self, flag: BuilderFlag) -> None:
         self._flags.discard(flag)
@@ -168,7 +204,25 @@ class Builder:
         world.asked["tf32"] = config.get_flag(BuilderFlag.TF32)
         world.asked["max_aux_streams"] = config.max_aux_streams
         world.asked["profiles"] = [profile.get_shape("frames") for profile in config._profiles]
-        return None if world.refuses("build_serialized_network") else memoryview(b"plan")
+        if config._timings is not None:
+            world.timings.append(config._timings.text)
+            config._timings.text = f"timings of {world.version}".encode()
+        if world.refuses("build_serialized_network") or not _tell(config.progress_monitor):
+            return None
+        world.builds += 1
+        return memoryview(f"plan of {world.version}".encode())
+
+
+def _tell(monitor: Any) -> bool:
+    """Report two steps of a phase, as the real builder does from its own thread; say whether to go on."""
+    if monitor is None:
+        return True
+    assert isinstance(monitor, IProgressMonitor)
+    assert hasattr(monitor, "_made")
+    monitor.phase_start("Tactics", None, 2)
+    going = monitor.step_complete("Tactics", 0) and monitor.step_complete("Tactics", 1)
+    monitor.phase_finish("Tactics")
+    return going
 
 
 class ParserError:
@@ -311,15 +365,17 @@ class Runtime:
 
     def deserialize_cuda_engine(self, plan: Any) -> Engine | None:
         self._world.gpu.enter("deserialize_cuda_engine")
-        assert bytes(plan) == b"plan"
-        return None if self._world.refuses("deserialize_cuda_engine") else Engine(self._world)
+        foreign = bytes(plan) != f"plan of {self._world.version}".encode()
+        if foreign:
+            self._world.complain("the plan is of another version of TensorRT")
+        return None if self._world.refuses("deserialize_cuda_engine") or foreign else Engine(self._world)
 
 
 def install(monkeypatch: Any, gpu: Gpu) -> World:
     """Let ``import tensorrt`` find a new simulated library until the test ends."""
     world = World(gpu)
     module: Any = ModuleType("tensorrt")
-    module.ILogger = ILogger
+    module.__version__, module.ILogger, module.IProgressMonitor = world.version, ILogger, IProgressMonitor
     module.NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
     module.BuilderFlag, module.TensorIOMode, module.DataType = BuilderFlag, TensorIOMode, DataType
     module.float32, module.uint8 = DataType.FLOAT, DataType.UINT8
