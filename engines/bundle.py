@@ -1,6 +1,7 @@
 """What an engine is on disk: a folder with a manifest, an ONNX graph and frames with expected results.
 
-``manifest.json`` states everything that running the engine needs and the SHA-256 of every other file.
+``manifest.json`` states everything that running the engine needs and the SHA-256 of every other file but the
+signature, which vouches for the manifest (``engines/signing.py``). A file that is not named there is refused.
 Nothing in a bundle is pickled; nothing in it is executed before it has been verified.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import zipfile
+import zlib
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,15 +21,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.frames import InputSpec, Pixels
+from engines.frames import RESIZE_RULE, InputSpec, Pixels
 
 SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 PARITY: Final = "parity.npz"
 CALIBRATION: Final = "calibration.json"
+SIGNATURE: Final = "signature.json"
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_NAME: Final = 64
+MAX_SIDE: Final = 16384
 
 
 class BundleError(ValueError):
@@ -37,13 +42,17 @@ class OutputSpec(msgspec.Struct, frozen=True):
     """What an engine gives: a float32 score a part and a uint8 heatmap ``(height, width)``.
 
     A heatmap level is ``log1p(value - low) / log1p(high - low) * 255`` of the anomaly map's value, clipped to
-    0..255: fine steps where good parts lie, room for values far above them.
+    0..255: fine steps where good parts lie, room for values far above them. ``score`` and ``heatmap`` are the types,
+    ``scale`` is that rule's name.
     """
 
     height: int
     width: int
     low: float
     high: float
+    score: str = "float32"
+    heatmap: str = "uint8"
+    scale: str = "log1p"
 
     def level(self, value: float) -> float:
         """The heatmap level, 0..255, of an anomaly map's value."""
@@ -162,12 +171,21 @@ class Parity:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. ``version`` is its number in the store, or the start of its digest elsewhere."""
+    """A verified bundle.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What it says of itself.
+        digest: SHA-256 of the manifest's bytes, and through it of every file.
+        version: Its number in the store, or the start of its digest elsewhere.
+        name: Its name in the store; empty elsewhere, where its own name counts.
+    """
 
     folder: Path
     manifest: Manifest
     digest: str
     version: str
+    name: str = ""
 
     @property
     def model(self) -> Path:
@@ -177,12 +195,25 @@ class Bundle:
     @property
     def label(self) -> str:
         """``name@version``, as it stands in every verdict."""
-        return f"{self.manifest.name}@{self.version}"
+        return f"{self.name or self.manifest.name}@{self.version}"
 
     def parity(self) -> Parity:
-        """Load the stored frames and expected results."""
-        with np.load(self.folder / PARITY, allow_pickle=False) as stored:
-            return Parity(stored["frames"], stored["scores"], stored["heatmaps"])
+        """Load the stored frames and expected results; nothing in the file can be code.
+
+        Raises:
+            BundleError: if they are not of this form, or not of the sizes that the manifest states.
+        """
+        path = self.folder / PARITY
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                found = Parity(stored["frames"], stored["scores"], stored["heatmaps"])
+        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            msg = f"{path}: not the stored frames of an engine ({error}); build the bundle again"
+            raise BundleError(msg) from error
+        if wrong := _misfit(found, self.manifest):
+            msg = f"{path}: {wrong}; build the bundle again"
+            raise BundleError(msg)
+        return found
 
     def evidence(self) -> Evidence | None:
         """Load the scores behind the threshold; None for a bundle that was made without them.
@@ -244,17 +275,32 @@ def _complete(folder: Path, manifest: Manifest, files: dict[str, str], evidence:
     return load(folder)
 
 
-def load(folder: Path, version: str | None = None) -> Bundle:
-    """Read and verify a bundle.
+def load(folder: Path, version: str | None = None, name: str = "") -> Bundle:
+    """Read and verify a bundle. Who signed it is another question: see ``engines/signing.py``.
+
+    Args:
+        folder: Where it lies.
+        version: Its version, where it lies in a store.
+        name: Its name there.
 
     Raises:
-        BundleError: if a file is missing, altered or unnamed, or the manifest is of another schema.
+        BundleError: if a file is missing, altered or unnamed, or the manifest is of another schema, or asks for
+            something that this version does not do.
     """
     manifest, digest = _read_manifest(folder)
     if not {MODEL, PARITY} <= set(manifest.files):
         msg = f"{folder}: its manifest does not name {MODEL} and {PARITY}: build the bundle again"
         raise BundleError(msg)
-    for name, expected in manifest.files.items():
+    if wrong := _unsupported(manifest):
+        msg = f"{folder}: {wrong}: upgrade dmdd, or build the bundle again"
+        raise BundleError(msg)
+    _check_files(folder, manifest.files)
+    return Bundle(folder, manifest, digest, version or digest[:12], name)
+
+
+def _check_files(folder: Path, files: dict[str, str]) -> None:
+    """Refuse a folder that is not, byte for byte, what its manifest names."""
+    for name, expected in files.items():
         if Path(name).name != name or len(name) > MAX_NAME:
             msg = f"{folder}: file name {name!r} in its manifest leaves the bundle; do not use it"
             raise BundleError(msg)
@@ -264,7 +310,43 @@ def load(folder: Path, version: str | None = None) -> Bundle:
         if _digest(folder / name) != expected:
             msg = f"{folder}: {name} is not the file that was validated (SHA-256 differs); copy the bundle again"
             raise BundleError(msg)
-    return Bundle(folder, manifest, digest, version or digest[:12])
+    extra = sorted({path.name for path in folder.iterdir()} - {MANIFEST, SIGNATURE, *files})
+    if extra:
+        msg = f"{folder}: {', '.join(extra[:3])} is not named in its manifest; remove it, or copy the bundle again"
+        raise BundleError(msg)
+
+
+def _unsupported(manifest: Manifest) -> str:
+    """What a manifest asks for that would run otherwise than it was validated; empty if nothing."""
+    frames, output, threshold = manifest.input, manifest.output, manifest.threshold
+    sides = (frames.height, frames.width, output.height, output.width)
+    if not all(1 <= side <= MAX_SIDE for side in sides):
+        return f"sizes {sides} of input and output are not all between 1 and {MAX_SIDE}"
+    if (frames.colour, frames.channels) not in {("mono", 1), ("bgr", 3)}:
+        return f"input {frames.colour!r} with {frames.channels} channels; frames are mono with 1 or bgr with 3"
+    if (frames.resize, frames.dtype) != (RESIZE_RULE, "uint8"):
+        return f"input {frames.dtype!r}, resized by {frames.resize!r}; frames are 'uint8', by {RESIZE_RULE!r}"
+    if (output.score, output.heatmap, output.scale) != ("float32", "uint8", "log1p"):
+        return f"output {output.score!r}, {output.heatmap!r}, {output.scale!r}; known are 'float32', 'uint8', 'log1p'"
+    if not (math.isfinite(threshold.value) and math.isfinite(output.high - output.low) and output.low < output.high):
+        return f"threshold {threshold.value:g} and heatmap range {output.low:g} to {output.high:g} make no sense"
+    return ""
+
+
+def _misfit(parity: Parity, manifest: Manifest) -> str:
+    """How stored frames and results differ from what the manifest states; empty if they do not."""
+    count, sizes = len(parity.scores) if parity.scores.ndim else 0, manifest.output
+    expected: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
+        "frames": (parity.frames, np.uint8, (count, *manifest.input.shape)),
+        "scores": (parity.scores, np.float32, (count,)),
+        "heatmaps": (parity.heatmaps, np.uint8, (count, sizes.height, sizes.width)),
+    }
+    for name, (found, dtype, shape) in expected.items():
+        if found.dtype != dtype or found.shape != shape:
+            return f"{name} are {found.dtype} {found.shape}, expected {np.dtype(dtype)} {shape}"
+    if not count or not np.isfinite(parity.scores).all():
+        return "there are no frames, or scores that are not finite numbers"
+    return ""
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, str]:

@@ -184,6 +184,7 @@ def evaluate(
 def _add_engine_commands() -> None:
     from pipeline.cli_calibrate import calibrate
     from pipeline.cli_compare import compare
+    from pipeline.cli_doctor import doctor
     from pipeline.cli_engines import build, engines
     from pipeline.cli_train import train
 
@@ -192,6 +193,7 @@ def _add_engine_commands() -> None:
     app.command()(build)
     app.command()(calibrate)
     app.command()(compare)
+    app.command()(doctor)
 
 
 _add_engine_commands()

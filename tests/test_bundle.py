@@ -43,6 +43,7 @@ THRESHOLD = Threshold(
     recall=Recall(1, 2, 0.1, 0.9, 0.95, {"crack": (1, 2)}),
     warnings=("few",),
 )
+EMPTY = (("frames", (32, 32, 1), np.uint8), ("scores", (), np.float32), ("heatmaps", (8, 8), np.uint8))
 EVIDENCE = Evidence((0.1, 1 / 3, 0.625), {"crack": (0.5, 0.75)}, {"taken": 3})
 
 
@@ -76,8 +77,8 @@ def test_a_bundle_is_read_as_it_was_written(written: Bundle, tmp_path: Path) -> 
     assert got.manifest.files == {
         name: sha256((written.folder / name).read_bytes()).hexdigest() for name in (MODEL, PARITY)
     }
-    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 1), np.uint8)
-    parity = Parity(frames, np.array([0.25, 0.75], np.float32), frames[..., 0])
+    frames = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
+    parity = Parity(frames, np.array([0.25, 0.75], np.float32), frames[:, ::4, ::4, 0])
     again = bundle.write(tmp_path / NEW, got.manifest, b"model", parity)
     assert again.model.read_bytes() == b"model"
     for name in ("frames", "scores", "heatmaps"):
@@ -249,6 +250,90 @@ def test_stored_frames_cannot_hold_code(written: Bundle) -> None:
     change_manifest(written.folder, files={**written.manifest.files, PARITY: digest})
     with pytest.raises(ValueError, match="allow_pickle"):
         bundle.load(written.folder).parity()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "weights.pkl", "sub"])
+def test_a_file_that_the_manifest_does_not_name_is_refused(written: Bundle, name: str) -> None:
+    """Nothing travels along unverified; the message names it and what to do."""
+    if name == "sub":
+        (written.folder / name).mkdir()
+    else:
+        (written.folder / name).write_bytes(b"")
+    assert f"{name} is not named in its manifest; remove it" in refusal(written.folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("input", "resize", "nearest"),
+        ("input", "dtype", "float32"),
+        ("input", "colour", "rgb"),
+        ("input", "channels", 4),
+        ("input", "height", 0),
+        ("input", "width", 20_000),
+        ("output", "heatmap", "float32"),
+        ("output", "score", "float16"),
+        ("output", "scale", "linear"),
+        ("output", "width", -1),
+        ("output", "high", -7.0),
+        ("threshold", "value", 1e999),
+    ],
+)
+def test_an_engine_that_would_run_otherwise_than_validated_is_refused(
+    written: Bundle, section: str, key: str, value: Any
+) -> None:
+    """What this version does not do is not passed over in silence: pixels would be prepared in another way."""
+    manifest = json.loads((written.folder / MANIFEST).read_text())
+    change_manifest(written.folder, **{section: {**manifest[section], key: value}})
+    assert str(written.folder) in refusal(written.folder)
+
+
+def test_the_manifest_states_everything_that_a_run_needs(written: Bundle) -> None:
+    """Input, output, threshold and origin stand in the file in full, defaults included."""
+    stored = json.loads((written.folder / MANIFEST).read_text())
+    assert set(stored["input"]) == {"height", "width", "channels", "colour", "resize", "dtype"}
+    assert set(stored["output"]) == {"height", "width", "low", "high", "score", "heatmap", "scale"}
+    assert {"method", "backbone", "weights_licence", "data_sha256"} <= set(stored["training"])
+    assert {"value", "false_reject_rate", "samples", "statement", "bound", "confidence"} <= set(stored["threshold"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"scores": np.zeros(3, np.float32)}, "frames are"),
+        ({"scores": np.zeros(4, np.float64)}, "scores are float64"),
+        ({"heatmaps": np.zeros((4, 9, 8), np.uint8)}, "heatmaps are"),
+        ({"frames": np.zeros((4, 32, 32, 3), np.uint8)}, "frames are"),
+        ({"scores": np.full(4, np.nan, np.float32)}, "not finite"),
+        ({name: np.zeros((0, *rest), kind) for name, rest, kind in EMPTY}, "no frames"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_stored_frames_that_do_not_fit_the_manifest_are_refused(
+    written: Bundle, change: dict[str, Any], said: str
+) -> None:
+    """A gate over no frames, or of other sizes, would prove nothing."""
+    parity = written.parity()
+    arrays = {"frames": parity.frames, "scores": parity.scores, "heatmaps": parity.heatmaps, **change}
+    np.savez(written.folder / PARITY, **arrays)
+    digest = sha256((written.folder / PARITY).read_bytes()).hexdigest()
+    change_manifest(written.folder, files={**written.manifest.files, PARITY: digest})
+    with pytest.raises(BundleError, match=said):
+        bundle.load(written.folder).parity()
+
+
+@pytest.mark.parametrize("raw", [b"", b"PK\x03\x04", b"text", b"\x93NUMPY"], ids=repr)
+def test_stored_frames_that_are_none_are_refused(written: Bundle, raw: bytes) -> None:
+    """Even where the manifest vouches for the file: a BundleError, and never an attempt to run it."""
+    (written.folder / PARITY).write_bytes(raw)
+    change_manifest(written.folder, files={**written.manifest.files, PARITY: sha256(raw).hexdigest()})
+    with pytest.raises(BundleError, match="not the stored frames"):
+        bundle.load(written.folder).parity()
+
+
+def test_a_bundle_in_a_store_has_the_name_that_it_has_there(written: Bundle) -> None:
+    """Two stores' names for one engine are not confused in the records."""
+    assert bundle.load(written.folder, "7", "caps").label == "caps@7"
 
 
 def test_a_manifest_is_text_that_people_can_read(written: Bundle) -> None:

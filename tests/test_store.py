@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from engines.store import HISTORY, Store, StoreError
 from tests.support.engine import write_bundle
 
 NAME = "bright"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -232,3 +237,176 @@ def test_an_activation_that_fails_leaves_the_one_before(
     with pytest.raises(OSError, match="power cut"):
         kept.activate(NAME, "2")
     assert (kept.active(NAME), (kept.root / NAME / HISTORY).read_text()) == ("1", "1\n")
+
+
+def test_pruning_keeps_the_newest_the_active_and_the_way_back(kept: Store, source: Path) -> None:
+    """Of ten versions go those that nobody asked to keep; a rollback is as before; numbers are not given again."""
+    added(kept, source, 10)
+    for version in ("1", "5", "3", "7", "2"):
+        kept.activate(NAME, version)
+    assert kept.prune(NAME, 2, ["4"], dry_run=True) == ["1", "3", "5", "6", "8"]
+    assert len(kept.versions(NAME)) == 10
+    assert kept.prune(NAME, 2, ["4"]) == ["1", "3", "5", "6", "8"]
+    assert kept.versions(NAME) == ["2", "4", "7", "9", "10"]
+    assert kept.history(NAME) == ["7", "2"]
+    assert kept.rollback(NAME) == "7"
+    assert kept.add(source, NAME).version == "11"
+    assert kept.prune(NAME, 100) == []
+
+
+def test_pruning_leaves_a_history_in_which_every_rollback_changes_something(kept: Store, source: Path) -> None:
+    """A version is never its own way back, where those between are gone."""
+    added(kept, source, 3)
+    for version in ("1", "2", "1", "3"):
+        kept.activate(NAME, version)
+    assert kept.prune(NAME, 1) == ["2"]
+    assert kept.history(NAME) == ["1", "3"]
+
+
+@pytest.mark.parametrize("keep", [0, -1])
+def test_pruning_keeps_at_least_one(kept: Store, source: Path, keep: int) -> None:
+    """Else the newest number could be given to another engine."""
+    added(kept, source, 1)
+    with pytest.raises(StoreError, match="at least the newest"):
+        kept.prune(NAME, keep)
+
+
+def test_a_prune_that_was_interrupted_is_finished_by_the_next(
+    kept: Store, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between history and removal every state is whole; what was half removed is no version."""
+    added(kept, source, 4)
+    for version in ("1", "2", "3"):
+        kept.activate(NAME, version)
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("killed")
+
+    monkeypatch.setattr(store.shutil, "rmtree", fails)
+    with pytest.raises(OSError, match="killed"):
+        kept.prune(NAME, 1)
+    monkeypatch.undo()
+    assert kept.history(NAME) == ["2", "3"]
+    assert [kept.get(NAME, version).version for version in kept.versions(NAME)] == kept.versions(NAME)
+    kept.prune(NAME, 1)
+    assert kept.versions(NAME) == ["2", "3", "4"]
+    assert not list((kept.root / NAME).glob(".removing-*"))
+
+
+def test_a_report_lies_beside_its_version_and_goes_with_it(kept: Store, source: Path) -> None:
+    """It is in no bundle, so no digest changes; one of a kind is kept; pruning takes it along."""
+    added(kept, source, 12).activate(NAME, "12")
+    for version in ("1", "11"):
+        path = kept.keep_report(kept.get(NAME, version), "openvino-fp32", b"old")
+        assert path == kept.root / NAME / f"{version}.gate-openvino-fp32.json"
+    kept.keep_report(kept.get(NAME, "1"), "openvino-fp32", b"new")
+    assert [path.read_bytes() for path in kept.reports(NAME, "1")] == [b"new"]
+    assert kept.get(NAME, "1").digest == bundle.load(source).digest
+    assert kept.keep_report(bundle.load(source), "openvino-fp32", b"") is None
+    kept.prune(NAME, 2)
+    assert [path.name for path in (kept.root / NAME).glob("*.json")] == ["11.gate-openvino-fp32.json"]
+
+
+def test_a_store_that_is_not_there_is_not_made_by_a_typing_error(kept: Store) -> None:
+    """Only adding makes one."""
+    for use in (lambda: kept.activate(NAME, "1"), lambda: kept.rollback(NAME), lambda: kept.prune(NAME, 1)):
+        with pytest.raises(StoreError, match="no engine store"):
+            use()
+    assert not kept.root.exists()
+
+
+def test_a_rollback_to_a_damaged_version_is_refused(kept: Store, source: Path) -> None:
+    """The line could not load it; the active version stays."""
+    added(kept, source, 2)
+    for version in ("1", "2"):
+        kept.activate(NAME, version)
+    (kept.root / NAME / "1" / MODEL).write_bytes(b"other")
+    with pytest.raises(BundleError, match="SHA-256 differs"):
+        kept.rollback(NAME)
+    assert kept.active(NAME) == "2"
+
+
+def test_a_version_has_the_name_that_it_has_in_the_store(kept: Store, source: Path) -> None:
+    """An engine that was added under another name is called by that name in every verdict."""
+    assert kept.add(source, "caps").label == "caps@1"
+    kept.activate("caps", "1")
+    assert kept.get("caps").label == "caps@1"
+
+
+def test_one_writer_waits_for_another_but_not_for_ever(kept: Store, source: Path) -> None:
+    """While somebody writes, readers read; a second writer gives up with a message, and changes nothing."""
+    added(kept, source, 2).activate(NAME, "1")
+    second = Store(kept.root, wait_s=0.1)
+    with kept._writing():
+        assert second.get(NAME).version == "1"
+        for use in (
+            lambda: second.add(source, NAME),
+            lambda: second.activate(NAME, "2"),
+            lambda: second.prune(NAME, 1),
+            lambda: second.rollback(NAME),
+        ):
+            with pytest.raises(StoreError, match="another process has been writing"):
+                use()
+    second.activate(NAME, "2")
+    assert kept.history(NAME) == ["1", "2"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from engines.store import Store
+store = Store(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(int(sys.argv[3])):
+    version = store.add(Path(sys.argv[2]), "bright").version
+    store.activate("bright", version)
+    if len(sys.argv) > 4:
+        store.prune("bright", 3)
+"""
+
+
+def writer(kept: Store, source: Path, rounds: int, *more: str) -> subprocess.Popen[bytes]:
+    """A process that adds and activates so many versions, once it is given a line."""
+    command = [sys.executable, "-c", WRITER, str(kept.root), str(source), str(rounds), *more]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def test_two_writers_at_once_lose_nothing(kept: Store, source: Path) -> None:
+    """Three processes that add and activate together: every number once, every activation in the history."""
+    writers = [writer(kept, source, 15) for _ in range(3)]
+    for process in writers:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    for process in writers:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert kept.versions(NAME) == [str(number) for number in range(1, 46)]
+    assert sorted(kept.history(NAME), key=int) == kept.versions(NAME)
+    digest = bundle.load(source).digest
+    assert {kept.get(NAME, version).digest for version in kept.versions(NAME)} == {digest}
+
+
+def test_a_writer_that_is_killed_leaves_a_whole_store(kept: Store, source: Path) -> None:
+    """SIGKILL at many moments: all versions load, the history names versions that exist, and the next writer works."""
+    rng = random.Random(7)
+    moments = 12
+    for _ in range(moments):
+        process = writer(kept, source, 10_000, "prune")
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        time.sleep(rng.uniform(0.0, 0.15))
+        process.kill()
+        process.communicate()
+        versions = kept.versions(NAME)
+        assert [kept.get(NAME, version).version for version in versions] == versions
+        assert set(kept.history(NAME)) <= set(versions)
+        number = kept.add(source, NAME).version
+        assert int(number) == int(versions[-1] if versions else 0) + 1
+        assert not [path for path in (kept.root / NAME).iterdir() if path.name.startswith(".incoming-")]
+    assert int(number) > moments, "no writer was killed at work"
