@@ -13,6 +13,8 @@ from pipeline.wire import CAMERA_ID
 
 Name = Annotated[str, Field(pattern=rf"^{CAMERA_ID.pattern}$")]
 Side = Annotated[int, Field(ge=0, le=16384)]
+RecipeName = Annotated[str, Field(min_length=1, max_length=128)]
+EngineName = Annotated[str, Field(min_length=1)]
 
 
 class ConfigError(ValueError):
@@ -69,11 +71,41 @@ class EngineSettings(Section):
     store: Path = Field(Path("store"), description="Folder of the engine store, relative to the config file.")
     name: str = Field("demo", min_length=1, description="Engine of every camera that names none: name[@version].")
     target: Literal["openvino", "tensorrt"] = Field("openvino", description="openvino (CPU) or tensorrt (NVIDIA).")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Arithmetic; bf16 only where the CPU has it.")
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = Field(
+        "fp32", description="Arithmetic: fp32, bf16 or int8 on the CPU; fp32, fp16 or int8 on a GPU."
+    )
+    cache: str = Field("", description="Folder of rewritten graphs and GPU plans; empty: the service's cache folder.")
     lanes: int = Field(2, ge=1, le=32, description="Independent execution slots of an engine.")
     max_batch: int = Field(8, ge=1, le=256, description="Largest batch of a lane.")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of an engine's lanes together; 0 takes all cores.")
     timeout_ms: int = Field(2000, ge=10, le=60_000, description="A batch that takes longer is a fault of its lane.")
+    memory_mib: int = Field(
+        0, ge=0, le=1 << 20, description="Most MiB that the engines in memory may take, about; 0 for no limit."
+    )
+    require_signature: bool = Field(False, description="Whether an engine that nobody signed is refused.")
+    trusted_keys: Path | None = Field(
+        None, description="Folder of public keys (*.pub), relative to the config file; only their engines are run."
+    )
+
+    @model_validator(mode="after")
+    def _signatures_can_be_checked(self) -> EngineSettings:
+        if self.require_signature and self.trusted_keys is None:
+            msg = "require_signature = true needs trusted_keys: the folder of the public keys to check signatures with"
+            raise ValueError(msg)
+        return self
+
+
+class Swap(Section):
+    """Changing an engine while the line runs."""
+
+    watch_s: float = Field(1.0, ge=0.05, le=60, description="Seconds between looks at the store and at commands.")
+    probation_batches: int = Field(
+        1000, ge=0, le=10_000_000, description="Batches after which a new engine is trusted; 0 trusts it at once."
+    )
+    probation_s: float = Field(
+        60.0, ge=0, le=86400, description="Seconds since its first batch after which a new engine is trusted."
+    )
+    commands: bool = Field(False, description="Whether commands are taken from Redis; protect them by an ACL.")
 
 
 class Redis(Section):
@@ -122,6 +154,9 @@ class Camera(Section):
         None, description="Region of interest x, y, width, height in pixels."
     )
     rotate: Literal[0, 90, 180, 270] = Field(0, description="Degrees clockwise, after the region of interest.")
+    recipes: dict[RecipeName, EngineName] | None = Field(
+        None, description="Engine of each product: recipe in the frame header = name[@version]."
+    )
 
     @model_validator(mode="after")
     def _roi_is_not_empty(self) -> Camera:
@@ -138,6 +173,7 @@ class Config(Section):
     sockets: tuple[Socket, ...] = Field((Socket(),), min_length=1)
     limits: Limits = Limits()
     engine: EngineSettings = EngineSettings()
+    swap: Swap = Swap()
     redis: Redis = Redis()
     spool: Spool = Spool()
     logging: Logging = Logging()
@@ -146,6 +182,11 @@ class Config(Section):
     def engine_of(self, camera: str) -> str:
         """The engine that a camera's parts go to."""
         return self.cameras[camera].engine or self.engine.name
+
+    def engines(self) -> list[str]:
+        """Every engine that a camera or a recipe names, once."""
+        recipes = (engine for camera in self.cameras.values() for engine in (camera.recipes or {}).values())
+        return sorted({*map(self.engine_of, self.cameras), *recipes})
 
 
 def load(path: Path) -> Config:
@@ -164,7 +205,10 @@ def load(path: Path) -> Config:
         raise ConfigError(msg) from error
     config = parse(raw, str(path))
     base = path.resolve().parent
-    engine = config.engine.model_copy(update={"store": base / config.engine.store})
+    keys = config.engine.trusted_keys
+    engine = config.engine.model_copy(
+        update={"store": base / config.engine.store, "trusted_keys": None if keys is None else base / keys}
+    )
     spool = config.spool.model_copy(update={"path": base / config.spool.path})
     return config.model_copy(update={"engine": engine, "spool": spool})
 

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     UNDECODABLE = "undecodable"
     UNKNOWN_CAMERA = "unknown_camera"
+    UNKNOWN_RECIPE = "unknown_recipe"
     ENGINE_FAULT = "engine_fault"
     SHUTDOWN = "shutdown"
 

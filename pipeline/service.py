@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Final
 
 import redis
@@ -17,8 +18,12 @@ import zmq
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from engines import signing
 from engines.build import Target
+from engines.bundle import Bundle
 from engines.store import Store
+from pipeline import budget
+from pipeline.commands import Commands
 from pipeline.config import Config
 from pipeline.entries import Maker
 from pipeline.intake import Intake
@@ -26,11 +31,12 @@ from pipeline.ledger import CameraBook, Ledger
 from pipeline.notify import Notifier
 from pipeline.parts import Verdict
 from pipeline.publisher import Publisher
+from pipeline.recipes import RecipeQueue
 from pipeline.records import Keys
 from pipeline.recovery import recover, wait_for
-from pipeline.scheduler import Scheduler
 from pipeline.spool import Spool
 from pipeline.station import Station
+from pipeline.swap import Swapper, latest
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +52,19 @@ def connect(url: str, timeout_ms: int) -> redis.Redis:
     timeout = timeout_ms / 1000
     return redis.Redis.from_url(
         url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+    )
+
+
+def _target(config: Config) -> Target:
+    """How every engine of the line is run."""
+    engine = config.engine
+    return Target(
+        kind=engine.target,
+        precision=engine.precision,
+        lanes=engine.lanes,
+        max_batch=engine.max_batch,
+        threads=engine.threads,
+        cache=engine.cache,
     )
 
 
@@ -65,7 +84,12 @@ class Line:
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._notify = Notifier()
+        self._store: Store
+        self._target = _target(config)
         self._stations: dict[str, Station] = {}
+        self._alarm = threading.Event()
+        self._command_client: redis.Redis | None = None
+        self._swapper: Swapper | None = None
         self.state = "Preoperational"
         self.ledger: Ledger
         self.publisher: Publisher
@@ -76,6 +100,7 @@ class Line:
 
         Raises:
             StoreError, BundleError, BuildError, ParityError, LaneFault: if an engine cannot be run.
+            ConfigError: if the engines do not fit in memory together.
             RedisUnreachableError: if Redis does not answer.
             OSError: if a socket or the spool cannot be opened.
         """
@@ -99,10 +124,12 @@ class Line:
         recover(self._client, self._keys, self._spool, maker, books)
         for book in books:
             self.ledger.register(book)
-        self.intake = Intake(config.sockets, config.limits, self.ledger, self._queue_of, self._context)
+        queues = {camera: self._queue_of(camera) for camera in config.cameras}
+        self.intake = Intake(config.sockets, config.limits, self.ledger, queues.get, self._context)
         self._spawn("timer", self.ledger.run_timer)
         self._spawn("publisher", self.publisher.run)
         self._spawn("intake", self.intake.run)
+        self._start_swapper()
         self.state = "Ready"
         self._notify.ready()
         log.info("ready", line=config.line.name, cameras=len(config.cameras), engines=list(self._stations))
@@ -134,11 +161,15 @@ class Line:
         if self.state == "Halted":
             return
         self._notify.stopping()
+        if self._swapper is not None:
+            self._swapper.stop()
         if self._threads:
             self._drain()
         for station in self._stations.values():
             station.stop()
         self._client.close()
+        if self._command_client is not None:
+            self._command_client.close()
         if self._spool is not None:
             self._spool.close()
         self._context.term()
@@ -169,31 +200,47 @@ class Line:
         return next((name for name, beat in beats.items() if beat and now - beat > slack), "")
 
     def _start_stations(self) -> None:
-        settings = self._config.engine
-        store = Store(settings.store)
-        target = Target(
-            kind=settings.target,
-            precision=settings.precision,
-            lanes=settings.lanes,
-            max_batch=settings.max_batch,
-            threads=settings.threads,
-        )
-        for reference in sorted({self._config.engine_of(name) for name in self._config.cameras}):
+        config = self._config
+        trust = signing.load_trust(config.engine.trusted_keys, required=config.engine.require_signature)
+        self._store = Store(config.engine.store, trust)
+        bundles = {reference: self._store.resolve(reference) for reference in config.engines()}
+        self._check_memory(list(bundles.values()))
+        for reference, bundle in bundles.items():
             station = Station(
-                store.resolve(reference),
-                target,
-                self._config.limits,
-                self._config.cameras,
+                bundle,
+                self._target,
+                config.limits,
+                config.cameras,
                 self.ledger,
-                timeout_s=settings.timeout_ms / 1000,
-                keep_all=self._config.redis.heatmaps == "all",
+                timeout_s=config.engine.timeout_ms / 1000,
+                keep_all=config.redis.heatmaps == "all",
+                swap=config.swap,
+                alarm=self._alarm,
             )
             station.start()
             self._stations[reference] = station
 
-    def _queue_of(self, camera: str) -> Scheduler | None:
-        station = self._stations.get(self._config.engine_of(camera))
-        return station.scheduler if station else None
+    def _check_memory(self, bundles: list[Bundle]) -> None:
+        budget.check(bundles, self._target, self._config.engine.memory_mib)
+
+    def _start_swapper(self) -> None:
+        config = self._config
+        commands = None
+        if config.swap.commands:
+            self._command_client = connect(config.redis.url, config.redis.timeout_ms)
+            commands = Commands(self._command_client, self._keys)
+            with suppress(redis.RedisError):  # where Redis is away again, the swapper opens it
+                commands.open()
+        self._swapper = Swapper(
+            self._store, self._stations, config.swap.watch_s, self._check_memory, commands, self._alarm
+        )
+        self._spawn("swapper", self._swapper.run)
+
+    def _queue_of(self, camera: str) -> RecipeQueue:
+        """The queue of a camera: it leads to the engine of each of its recipes."""
+        recipes = self._config.cameras[camera].recipes or {}
+        queues = {recipe: self._stations[engine].scheduler for recipe, engine in recipes.items()}
+        return RecipeQueue(self._stations[self._config.engine_of(camera)].scheduler, queues, self.ledger)
 
     def _spawn(self, name: str, body: object) -> None:
         thread = threading.Thread(target=body, name=name, daemon=True)  # type: ignore[arg-type]
@@ -221,6 +268,7 @@ class Line:
         if self.state in {"Preoperational", "Error"}:
             return None
         counts = self.ledger.counts
+        change = latest(self._stations.values())
         return {
             "v": "1",
             "state": self.state,
@@ -232,4 +280,7 @@ class Line:
             "refused": str(self.intake.counts.total() + sum(counts[name] for name in REFUSALS)),
             "lost": str(self.publisher.counts["lost"]),
             "spool_bytes": str(self._spool.size if self._spool else 0),
+            "swap": change.state,
+            "swap_engine": change.engine,
+            "swap_detail": change.detail,
         }

@@ -1,6 +1,8 @@
-"""A station: one engine with its queue and its lanes, each lane in a thread of its own.
+"""A station: one queue of parts, the engine that works on it, and for a while the one that did before.
 
-The thread that makes a lane runs it and closes it: accelerators want that.
+An engine is exchanged while parts flow: its successor is made ready beside it, then the two change places at
+a batch boundary. The predecessor stands by, warm, until the successor is proven; the first fault before that
+puts it back to work.
 """
 
 from __future__ import annotations
@@ -8,40 +10,60 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from typing import Final
+from typing import Final, NamedTuple
 
-import cv2
 import structlog
 
-from engines.build import Target, compile_engine, parity_gate
+from engines.build import Target
 from engines.bundle import Bundle
-from engines.frames import FrameError
-from engines.lane import Engine, Lane, LaneFault
-from pipeline.config import Camera, Limits
-from pipeline.decode import into_slot
-from pipeline.judge import Judge
+from pipeline.config import Camera, Limits, Swap
+from pipeline.crew import Crew
+from pipeline.inspection import Inspection
 from pipeline.ledger import Ledger
-from pipeline.parts import UNKNOWN, Part, Reason
 from pipeline.scheduler import ExecutionTimes, PartQueue, Scheduler
 
 log = structlog.get_logger(__name__)
 
-IDLE_S: Final = 0.2
-REBUILD_S: Final = (0.1, 5.0)
-"""First and longest pause before a faulted lane is made again."""
+NO_SWAP: Final = Swap()
+
+
+class Change(NamedTuple):
+    """The last thing that happened to an engine while the line ran.
+
+    Attributes:
+        state: ``none``, ``preparing``, ``probation``, ``proven``, ``refused`` or ``rolled_back``.
+        engine: ``name@version`` of the newcomer.
+        detail: Why, in words.
+        at: Monotonic nanoseconds.
+    """
+
+    state: str = "none"
+    engine: str = ""
+    detail: str = ""
+    at: int = 0
+
+
+class Reverted(NamedTuple):
+    """A swap that was undone: the engine that failed, and the one that works again."""
+
+    failed: Bundle
+    back: Bundle
+    why: str
 
 
 class Station:
-    """Runs one engine.
+    """Runs one engine at a time.
 
     Args:
         bundle: The verified engine.
-        target: How to run it.
+        target: How to run it, and every successor.
         limits: ``[limits]``.
         cameras: ``[cameras]``.
         ledger: Takes the findings.
         timeout_s: Longest that a batch may take.
         keep_all: Whether good parts keep their heatmaps.
+        swap: ``[swap]``.
+        alarm: Set when an engine has been put back to work by a fault.
     """
 
     def __init__(
@@ -54,199 +76,161 @@ class Station:
         *,
         timeout_s: float,
         keep_all: bool = False,
+        swap: Swap = NO_SWAP,
+        alarm: threading.Event | None = None,
     ) -> None:
-        self.bundle = bundle
         self.scheduler = Scheduler(PartQueue(limits.queue_parts, limits.queue_bytes), ExecutionTimes(target.max_batch))
         self.counts: Counter[str] = Counter()
+        self.change = Change()
+        self.reverted: list[Reverted] = []
         self._target, self._cameras, self._ledger = target, cameras, ledger
-        self._timeout_s = timeout_s
-        self._judge = Judge(bundle, keep_all=keep_all)
-        self._engine: Engine | None = None
-        self._workers: list[LaneWorker] = []
+        self._timeout_s, self._keep_all = timeout_s, keep_all
+        self._swap, self._alarm = swap, alarm or threading.Event()
+        self._lock = threading.Lock()
+        self._crew = self._crew_of(bundle)
+        self._standby: Crew | None = None
+        self._retired: list[Crew] = []
+        self._first_work = 0.0
+
+    @property
+    def bundle(self) -> Bundle:
+        """The engine that works."""
+        return self._crew.bundle
+
+    def resident(self) -> list[Bundle]:
+        """Every engine in memory: the one that works, and those that are not yet released."""
+        with self._lock:
+            others = [*self._retired, *([self._standby] if self._standby else [])]
+            return [self._crew.bundle, *(crew.bundle for crew in others)]
 
     def start(self) -> None:
-        """Compile the engine, make every lane and pass each through the parity gate.
+        """Compile the engine, make every lane, pass each through the parity gate, and begin to work.
 
         Raises:
             ParityError: if the compiled engine does not reproduce its reference.
             LaneFault: if a lane fails.
             BuildError: if the engine cannot be built here.
         """
-        self._engine = compile_engine(self.bundle, self._target)
-        self._workers = [LaneWorker(self, number) for number in range(self._target.lanes)]
-        for worker in self._workers:
-            worker.thread.start()
-        try:
-            for worker in self._workers:
-                worker.wait_started()
-        except BaseException:
-            self.stop()
-            raise
-        log.info("engine_ready", engine=self.bundle.label, lanes=len(self._workers), target=self._target.kind)
+        self._crew.start()
+        self.scheduler.times = self._crew.times
+        self._crew.working.set()
 
     def stop(self) -> None:
-        """End the lanes' threads, each closing its lane, then release the engine."""
+        """End the lanes' threads, each closing its lane, then release the engines."""
         self.scheduler.close()
-        for worker in self._workers:
-            worker.stopping.set()
-        for worker in self._workers:
-            worker.thread.join(self._timeout_s + 5)
-        self._workers = []
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        with self._lock:
+            crews = [self._crew, *self._retired, *([self._standby] if self._standby else [])]
+            self._standby, self._retired = None, []
+        for crew in crews:
+            crew.dismiss()
+        for crew in crews:
+            crew.stop()
+
+    def prepare(self, bundle: Bundle) -> Crew:
+        """Make a successor ready beside the working engine; the caller stops it or gives it to :meth:`switch`.
+
+        Raises:
+            ParityError, LaneFault, BuildError: as :meth:`start`; nothing has changed then.
+        """
+        crew = self._crew_of(bundle)
+        crew.start(measure=True)
+        return crew
+
+    def switch(self, successor: Crew) -> None:
+        """Let ``successor`` work from the next batch on; the predecessor stands by until it is proven."""
+        with self._lock:
+            if self._standby is not None:
+                self._retire(self._standby)
+            self._standby = predecessor = self._crew
+            self._first_work = 0.0
+            self._hand_over(successor)
+            self.note("probation", successor.bundle.label, f"takes over from {predecessor.bundle.label}")
+        log.info("engine_switched", engine=successor.bundle.label, before=predecessor.bundle.label)
+
+    def stands_by(self, version: str) -> bool:
+        """Whether this version is kept warm."""
+        standby = self._standby
+        return standby is not None and standby.bundle.version == version
+
+    def revert_to(self, version: str, why: str) -> bool:
+        """Put the engine that stands by back to work if it is ``version``; say whether it was."""
+        with self._lock:
+            if self._standby is None or self._standby.bundle.version != version:
+                return False
+            self._revert(why)
+            return True
+
+    def settle(self) -> None:
+        """End a probation that has been passed, and release what is no longer needed. May take seconds."""
+        with self._lock:
+            if self._standby is not None and self._is_proven():
+                self._retire(self._standby)
+                self._standby = None
+                self.note("proven", self._crew.bundle.label, f"no fault in {self._crew.batches} batches")
+                log.info("engine_proven", engine=self._crew.bundle.label, batches=self._crew.batches)
+            retired = list(self._retired)
+        for crew in retired:
+            crew.stop()
+        with self._lock:  # only now: until then they take memory
+            self._retired = [crew for crew in self._retired if crew not in retired]
+
+    def note(self, state: str, engine: str, detail: str) -> None:
+        """Remember what happened to an engine, for the heartbeat."""
+        self.change = Change(state, engine, detail, time.monotonic_ns())
 
     def oldest_beat(self) -> int:
         """Monotonic nanoseconds at which the least recent lane showed that it is alive."""
-        return min((worker.beat for worker in self._workers), default=0)
+        return self._crew.oldest_beat()
 
     def last_healthy(self) -> int:
         """Monotonic nanoseconds at which a lane was last fit to work."""
-        return max((worker.healthy_at for worker in self._workers), default=0)
+        return self._crew.last_healthy()
 
     def healthy_lanes(self) -> int:
-        """Lanes that are neither faulted nor being made again."""
-        return sum(worker.healthy for worker in self._workers)
+        """Lanes of the working engine that are neither faulted nor being made again."""
+        return self._crew.healthy_lanes()
 
-    def make_lane(self) -> Lane:
-        """Make a lane and pass it through the parity gate."""
-        if self._engine is None:
-            msg = "the station is stopped"
-            raise LaneFault(msg)
-        lane = self._engine.make_lane()
-        try:
-            parity_gate(self.bundle, lane)
-        except BaseException:
-            lane.close()
-            raise
-        return lane
+    def _crew_of(self, bundle: Bundle) -> Crew:
+        inspect = Inspection(bundle, self._cameras, self._ledger, timeout_s=self._timeout_s, keep_all=self._keep_all)
+        return Crew(bundle, self._target, self.scheduler, inspect, self.counts, self._on_fault)
 
-    def give_up(self, parts: list[Part]) -> None:
-        """Answer parts that can no longer be judged in time."""
-        for part in parts:
-            self._ledger.answer(part, UNKNOWN[Reason.INFEASIBLE])
+    def _on_fault(self, crew: Crew, error: str) -> None:
+        """Undo the last swap if ``crew`` is on probation; in the thread of the lane that failed."""
+        with self._lock:
+            if crew is not self._crew or self._standby is None or self._is_proven():
+                return
+            why = f"lane fault after {crew.batches} batches: {error}"
+            back = self._standby.bundle
+            self.reverted.append(Reverted(crew.bundle, back, why))
+            self._revert(why)
+        log.error("engine_rolled_back", engine=crew.bundle.label, back=back.label, error=error)
+        self._alarm.set()
 
-    def fail(self, parts: list[Part]) -> None:
-        """Answer what is still open of a batch that could not be run."""
-        for part in parts:
-            if part.finding is None:
-                self._ledger.answer(part, UNKNOWN[Reason.ENGINE_FAULT])
+    # Under the lock.
 
-    def inspect(self, lane: Lane, batch: list[Part]) -> None:
-        """Decode a batch into the lane's slots, run it and answer every part of it.
+    def _is_proven(self) -> bool:
+        """Whether the working engine has passed its probation: enough batches, or enough time since its first."""
+        batches = self._crew.batches
+        if batches and not self._first_work:
+            self._first_work = time.monotonic()
+        worked = time.monotonic() - self._first_work if self._first_work else 0.0
+        return batches >= self._swap.probation_batches or worked > self._swap.probation_s
 
-        Raises:
-            LaneFault: after the batch's parts have been answered UNKNOWN.
-        """
-        started = time.monotonic_ns()
-        kept: list[Part] = []
-        for part in batch:
-            if self._load(part, lane, len(kept)):
-                kept.append(part)
-        if not kept:
-            return
-        try:
-            lane.submit(len(kept))
-            lane.wait(self._timeout_s)
-        except LaneFault:
-            self.fail(kept)
-            raise
-        for slot, part in enumerate(kept):
-            self._ledger.answer(part, self._judge(float(lane.scores[slot]), lane.heatmaps[slot]))
-        self.scheduler.observe(len(kept), time.monotonic_ns() - started)
-        self.counts["batches"] += 1
-        self.counts["inspected"] += len(kept)
+    def _revert(self, why: str) -> None:
+        failed, back = self._crew, self._standby
+        assert back is not None  # noqa: S101 - both callers have looked
+        self._standby = None
+        self._hand_over(back)
+        self._retire(failed)
+        self.note("rolled_back", failed.bundle.label, f"{why}; {back.bundle.label} works again")
 
-    def _load(self, part: Part, lane: Lane, slot: int) -> bool:
-        """Decode a part into a slot; answer it UNKNOWN and say False where that cannot be done."""
-        pixels = part.pixels
-        if pixels is None:  # its deadline has just passed, and its record is already published
-            return False
-        try:
-            into_slot(part.header, pixels, self._cameras[part.camera], lane.frames[slot])
-        except (FrameError, cv2.error) as error:
-            log.debug("undecodable", camera=part.camera, seq=part.seq, error=str(error))
-            self._ledger.answer(part, UNKNOWN[Reason.UNDECODABLE])
-            return False
-        return True
+    def _hand_over(self, crew: Crew) -> None:
+        # The predecessor first: a lane of it that waits for parts puts back what it still gets.
+        self._crew.working.clear()
+        self.scheduler.times = crew.times
+        self._crew = crew
+        crew.working.set()
 
-
-class LaneWorker:
-    """One lane and the thread that owns it."""
-
-    def __init__(self, station: Station, number: int) -> None:
-        self._station = station
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run, name=f"lane-{number}", daemon=True)
-        self.beat = time.monotonic_ns()
-        self.healthy = False
-        self.healthy_at = self.beat
-        self._started = threading.Event()
-        self._failure: BaseException | None = None
-        self._pause = REBUILD_S[0]
-
-    def wait_started(self) -> None:
-        """Wait until the lane is made and validated; raise what prevented it."""
-        self._started.wait()
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            lane: Lane | None = self._station.make_lane()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for the start
-            self._failure = error
-            return
-        finally:
-            self._started.set()
-        try:
-            while not self.stopping.is_set():
-                lane = self._turn(lane)
-        finally:
-            # The thread that made a lane must close it, whatever happens: CUDA aborts the process otherwise.
-            self.healthy = False
-            if lane is not None:
-                lane.close()
-
-    def _turn(self, lane: Lane | None) -> Lane | None:
-        """Run one batch, or make a lost lane again after a pause; return the lane, None if it is lost."""
-        if lane is None:
-            self.stopping.wait(self._pause)
-            self._pause = min(self._pause * 2, REBUILD_S[1])
-            return self._make_again()
-        self.healthy, self.healthy_at = True, time.monotonic_ns()
-        try:
-            if self._step(lane):
-                self._pause = REBUILD_S[0]
-        except LaneFault as error:
-            self.healthy = False
-            self._station.counts["lane_faults"] += 1
-            log.error("lane_fault", engine=self._station.bundle.label, error=str(error))
-            lane.close()
-            return None
-        return lane
-
-    def _step(self, lane: Lane) -> bool:
-        """Take a batch and inspect it; say whether there was one."""
-        batch, hopeless = self._station.scheduler.take(len(lane.frames), IDLE_S)
-        self.beat = time.monotonic_ns()
-        self._station.give_up(hopeless)
-        if batch:
-            try:
-                self._station.inspect(lane, batch)
-            except LaneFault:
-                raise
-            except Exception as error:
-                # Not foreseen, so nothing is known of the lane either: it counts as faulted.
-                log.exception("inspection_failed", engine=self._station.bundle.label)
-                self._station.fail(batch)
-                raise LaneFault(str(error)) from error
-        return bool(batch)
-
-    def _make_again(self) -> Lane | None:
-        self.beat = time.monotonic_ns()
-        try:
-            return self._station.make_lane()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the lane stays out and is tried again
-            log.error("lane_not_rebuilt", engine=self._station.bundle.label, error=str(error))
-            return None
+    def _retire(self, crew: Crew) -> None:
+        crew.dismiss()
+        self._retired.append(crew)

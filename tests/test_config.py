@@ -42,6 +42,7 @@ def test_one_camera_is_all_that_a_config_needs() -> None:
         "first_seq": 0,
         "roi": None,
         "rotate": 0,
+        "recipes": None,
     }
     assert (got.redis.url, got.redis.heatmaps, got.redis.frames) == (
         "redis://127.0.0.1:6379/0",
@@ -57,7 +58,7 @@ def test_every_key_is_described() -> None:
         return [(f"{section.__name__}.{name}", field.description) for name, field in section.model_fields.items()]
 
     sections = [config.Line, config.Socket, config.Limits, config.EngineSettings, config.Redis, config.Spool]
-    for section in [*sections, config.Logging, Camera]:
+    for section in [*sections, config.Logging, config.Swap, Camera]:
         assert [name for name, description in keys(section) if not description] == []
 
 

