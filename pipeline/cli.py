@@ -182,6 +182,7 @@ def evaluate(
 
 
 def _add_engine_commands() -> None:
+    from pipeline.cli_bench import bench
     from pipeline.cli_calibrate import calibrate
     from pipeline.cli_compare import compare
     from pipeline.cli_doctor import doctor
@@ -189,6 +190,7 @@ def _add_engine_commands() -> None:
     from pipeline.cli_train import train
 
     app.add_typer(engines, name="engines")
+    app.add_typer(bench, name="bench")
     app.command()(train)
     app.command()(build)
     app.command()(calibrate)
