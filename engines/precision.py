@@ -37,7 +37,7 @@ POINTWISE: Final = frozenset({"Relu", "Clip", "Add"})
 """What may stay in half floats between two convolutions that are."""
 MARGIN: Final = 0.5
 """Share of the gate's tolerances that a rewritten graph may use up: other hardware rounds otherwise."""
-RECIPE: Final = 1
+RECIPE: Final = 2
 """Version of the rules in this module; a graph made by other rules is made anew."""
 IMAGES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
@@ -212,13 +212,16 @@ def half_maker(model: Path, groups: dict[str, list[str]]) -> Maker:
     """Casts chosen convolutions, and what is pointwise between them, to half floats."""
     import onnx  # noqa: PLC0415 - the `quantize` extra
     from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415
+    from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: PLC0415
 
     def make(chosen: frozenset[str]) -> bytes:
         graph = onnx.load(model)
         half = _half_nodes(graph.graph, {name for group in chosen for name in groups[group]})
         floats = [node.name for node in graph.graph.node if node.name not in half]
         cast = convert_float_to_float16(graph, keep_io_types=True, op_block_list=[], node_block_list=floats)
-        return bytes(cast.SerializeToString())
+        ordered = OnnxModel(cast)
+        ordered.topological_sort()  # the casts stand at the end, and ONNX wants producers first
+        return bytes(ordered.model.SerializeToString())
 
     return make
 
