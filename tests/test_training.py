@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from engines.bundle import Bundle
 from engines.calibration import CalibrationError, verify
 from engines.store import Store
 from pipeline.simulator import DEFECTS, GOOD, Simulator
-from train import commands, trainer
+from train import commands, fusion, material, trainer
 from train.commands import Options, build_bundle, train_command
 from train.data import DataError
 from train.errors import TrainingError
@@ -32,6 +33,16 @@ from train.teacher import Teacher, TeacherError
 
 SMALL = {"prototypes": 16, "dims": 8}
 TINY = Options(size=(64, 64), steps=4, batch=2, strides=(4, 8, 16), choices=SMALL)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def brief() -> Iterator[None]:
+    """Less of everything that only accuracy needs: the promises are the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(material, "FRESH_PAIRS", 72)
+        patch.setattr(fusion, "SAMPLES", 4000)
+        patch.setattr(fusion, "STEPS", 100)
+        yield
 
 
 @pytest.fixture(scope="module")
