@@ -95,8 +95,12 @@ def _convolution(node: NodeProto, stack: np.ndarray, *, cast: bool) -> tuple[lis
 
 
 def _without_waste(model: ModelProto) -> ModelProto:
-    """Drop casts and constants that nothing reads any more."""
+    """Drop casts and constants that nothing reads any more, and the exporter's notes on who called what from where."""
     graph = model.graph
+    del graph.metadata_props[:], model.metadata_props[:]
+    for entry in (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        entry.doc_string = ""
+        del entry.metadata_props[:]
     read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
     nodes = [node for node in graph.node if read & set(node.output)]
     read = {name for node in nodes for name in node.input}
