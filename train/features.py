@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -61,8 +62,14 @@ class FrozenTeacher:
         hints = {"INFERENCE_PRECISION_HINT": "bf16" if fast else "f32", "PERFORMANCE_HINT": "LATENCY"}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "teacher.onnx"
-            path.write_bytes(to_onnx(teacher, shape, [f"map{k}" for k in range(len(teacher.widths))]))
+            path.write_bytes(_graph_of(teacher, shape))
             return core.compile_model(core.read_model(path), "CPU", hints).create_infer_request()
+
+
+@functools.lru_cache(maxsize=1)
+def _graph_of(teacher: Teacher, shape: tuple[int, int, int]) -> bytes:
+    """The teacher as ONNX, exported once for both precisions: that takes longer than to compile it."""
+    return to_onnx(teacher, shape, [f"map{k}" for k in range(len(teacher.widths))])
 
 
 class CleanMaps:
