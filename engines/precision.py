@@ -116,9 +116,12 @@ def rewrite(bundle: Bundle, precision: str, folder: Path, images: Path | None = 
     """Rewrite a bundle's graph, on its stored frames and those of ``images``, and keep it in ``folder``.
 
     Raises:
-        PrecisionError: if the ``quantize`` extra is missing, ``images`` holds no image, or no convolution can be
-            rewritten within the gate's tolerances.
+        PrecisionError: if the precision needs no rewriting, the ``quantize`` extra is missing, ``images`` holds no
+            image, or no convolution can be rewritten within the gate's tolerances.
     """
+    if precision not in REWRITTEN:
+        msg = f"{precision} needs no graph of its own, so no images: only {' and '.join(REWRITTEN)} do"
+        raise PrecisionError(msg)
     _require_tools()
     parity = bundle.parity()
     frames = parity.frames if images is None else np.concatenate([parity.frames, _read(images, bundle)])

@@ -191,32 +191,27 @@ def prune(
 
 def build(
     engine: NameArgument,
-    store: StoreOption = STORE,
-    target: TargetOption = "openvino",
-    precision: PrecisionOption = "fp32",
+    store: ConfigStoreOption = None,
+    config: ConfigOption = None,
+    target: ConfigTargetOption = None,
+    precision: ConfigPrecisionOption = None,
     images: ImagesOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Compile an engine for a target on this machine and print how far it is from its reference."""
-    import msgspec
+    """Make an engine ready ahead of time: its graph or plan in the line's cache, then the parity gate.
 
-    from engines.build import Target
+    Give --config, so that the line finds what was made.
+    """
     from engines.precision import rewrite
-    from engines.store import Store
 
-    bundle = Store(store).resolve(engine)
+    settings = _load(config)
+    opened = _open(store, settings)
+    bundle = opened.resolve(engine)
+    chosen = _target(settings, target, precision, None, None)
     if images is not None:
-        rewrite(bundle, precision, Target().cache_folder, images)
-    rows = validate(bundle, target, precision)
-    if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
-    for row in rows:
-        if row.batch == 1:
-            typer.echo(
-                f"frame {row.frame}: score {row.score:.4f}, reference {row.expected:.4f},"
-                f" heatmap off by {row.heatmap_mean:.3f} levels"
-            )
-    typer.echo(f"{bundle.label} reproduces its reference on {target} in {precision}")
+        rewrite(bundle, chosen.precision, chosen.cache_folder, images)
+    _gate(opened, bundle, chosen, json)
+    typer.echo(f"{bundle.label} reproduces its reference on {chosen.kind} in {chosen.precision}")
 
 
 def validate(bundle: Bundle, target: str, precision: str) -> list[FrameDifference]:

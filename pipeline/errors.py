@@ -16,6 +16,7 @@ MENDABLE: Final = frozenset(
         "LaneFault",
         "MissingExtraError",
         "ParityError",
+        "PrecisionError",
         "RedisUnreachableError",
         "SourceError",
         "StoreError",

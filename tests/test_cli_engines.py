@@ -15,10 +15,13 @@ from typer.testing import CliRunner
 from engines import bundle, signing
 from engines.build import FrameDifference, ParityError
 from engines.bundle import MODEL, BundleError, Evidence, Parity
+from engines.precision import PrecisionError
 from engines.store import Store, StoreError
 from pipeline import gate
 from pipeline.cli import app
+from pipeline.errors import explain
 from tests.support.engine import brightness_model, write_bundle
+from tests.support.network import write_network
 
 NAME = "bright"
 FAST = ("--max-batch", "3")
@@ -160,6 +163,27 @@ def test_the_differences_of_a_refused_engine_are_printed_and_kept(
     assert re.search(r"0 +│ 0\.2500 +│ 0\.7500 +│ 0\.50000 +│ 3\.500 +│ 0 +│ 1 +│ DIFFERENT", result.output)
     (row,) = gate.kept(store, store.get(NAME, "1"))[0].rows
     assert (row["lane"], row["score"], row["verdict_agrees"]) == (0, 0.75, False)
+
+
+def test_what_is_built_ahead_is_where_the_line_looks(store: Store, tmp_path: Path) -> None:
+    """The rewritten graph lies in the config's cache, and the gate's report beside the version."""
+    store.add(write_network(tmp_path / "network").folder, NAME)
+    store.activate(NAME, "1")
+    config = line_config(tmp_path, store, f'precision = "int8"\ncache = "{tmp_path / "cache"}"')
+    result = CliRunner().invoke(app, ["build", NAME, "--config", str(config)])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    assert f"{NAME}@1 reproduces its reference on openvino in int8" in result.output
+    assert list((tmp_path / "cache" / "graphs").glob("*.onnx"))
+    assert [report.kind for report in gate.kept(store, store.get(NAME))] == ["openvino-int8"]
+
+
+def test_images_for_a_precision_that_measures_nothing_are_refused(store: Store, source: Path, tmp_path: Path) -> None:
+    """fp32 is the bundle's own graph: the message says which precisions take images."""
+    store.add(source, NAME)
+    words = ["build", f"{NAME}@1", "--store", str(store.root), "--images", str(tmp_path)]
+    error = CliRunner().invoke(app, words).exception
+    assert isinstance(error, PrecisionError)
+    assert "only fp16 and int8" in (explain(error) or "")
 
 
 def test_signing_and_demanding_signatures(store: Store, source: Path, tmp_path: Path) -> None:
