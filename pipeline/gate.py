@@ -85,7 +85,7 @@ def _pass_lanes(bundle: Bundle, engine: Engine, count: int, rows: list[Row]) -> 
         except LaneFault as error:
             return f"a lane failed: {error}"
         except ParityError as error:
-            rows += _rows(number, getattr(error, "differences", ()))
+            rows += _rows(number, error.differences)
             return f"lane {number}: {error}"
     return ""
 
