@@ -18,7 +18,7 @@ lint:
 	$(BIN)/mypy
 
 check: .venv/.sim
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 demo-engine: setup ## train the demo's engine anew from the simulator
 	$(BIN)/python -m train.demo_engine
@@ -33,7 +33,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.run: pyproject.toml requirements.lock | .venv/bin/python
-	$(PIP) --editable '.[demo]'
+	$(PIP) --editable '.[demo,monitor]'
 	touch $@
 
 .venv/.dev: pyproject.toml requirements.lock | .venv/bin/python

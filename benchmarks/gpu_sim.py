@@ -21,7 +21,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from engines import cuda
 from engines.build import parity_gate
 from engines.bundle import Bundle
 from engines.tensorrt_lane import TensorRtEngine
@@ -165,8 +164,6 @@ def _engine() -> Iterator[tuple[Any, Bundle, TensorRtEngine]]:
             yield library, bundle, engine
         finally:
             engine.close()
-            cuda.primary_context().detach()  # pycuda would do it at exit, by the wrong call, and complain
-            forget()
 
 
 class _Idle:

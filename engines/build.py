@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,10 @@ import numpy as np
 from engines.bundle import Bundle, Parity
 from engines.lane import Engine, Lane
 from engines.precision import PrecisionError, cache_folder, graph_of
+
+Progress = Callable[[str, int, int], None]
+"""Called with a phase of the build, the steps done and all its steps; from whichever thread builds. May be slow.
+What it raises ends the build."""
 
 
 class BuildError(RuntimeError):
@@ -40,6 +44,7 @@ class Target(msgspec.Struct, frozen=True):
         max_batch: Largest batch of a lane.
         threads: CPU threads for all OpenVINO lanes together, 0 for all.
         cache: Folder of rewritten graphs and TensorRT plans; empty for the user's cache.
+        exact_batches: Batch sizes that TensorRT optimises for on their own, beside the largest.
     """
 
     kind: str = "openvino"
@@ -48,6 +53,7 @@ class Target(msgspec.Struct, frozen=True):
     max_batch: int = 8
     threads: int = 0
     cache: str = ""
+    exact_batches: tuple[int, ...] = (1,)
 
     @property
     def cache_folder(self) -> Path:
@@ -55,8 +61,13 @@ class Target(msgspec.Struct, frozen=True):
         return Path(self.cache) if self.cache else cache_folder()
 
 
-def compile_engine(bundle: Bundle, target: Target) -> Engine:
+def compile_engine(bundle: Bundle, target: Target, progress: Progress | None = None) -> Engine:
     """Compile ``bundle`` for ``target``.
+
+    Args:
+        bundle: A verified bundle.
+        target: Where and how it is to run.
+        progress: Told how far a build of TensorRT is. OpenVINO compiles within seconds and tells nothing.
 
     Raises:
         BuildError: if the target's packages or devices are missing, or the precision cannot be had.
@@ -64,7 +75,14 @@ def compile_engine(bundle: Bundle, target: Target) -> Engine:
     if target.kind == "tensorrt":
         from engines.tensorrt_lane import TensorRtEngine  # noqa: PLC0415 - needs the `tensorrt` extra
 
-        return TensorRtEngine(bundle, max_batch=target.max_batch, precision=target.precision, cache=target.cache_folder)
+        return TensorRtEngine(
+            bundle,
+            max_batch=target.max_batch,
+            precision=target.precision,
+            exact_batches=target.exact_batches,
+            cache=target.cache_folder,
+            progress=progress,
+        )
     if target.kind == "openvino":
         return _openvino_engine(bundle, target)
     msg = f"target {target.kind!r}: openvino or tensorrt"

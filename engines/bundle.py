@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import zipfile
-import zlib
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -31,6 +30,8 @@ CALIBRATION: Final = "calibration.json"
 SIGNATURE: Final = "signature.json"
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_NAME: Final = 64
+MAX_PARITY_BYTES: Final = 1 << 30
+"""Stored frames and results, unpacked."""
 MAX_SIDE: Final = 16384
 
 
@@ -205,9 +206,10 @@ class Bundle:
         """
         path = self.folder / PARITY
         try:
+            _check_archive(path)
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 found = Parity(stored["frames"], stored["scores"], stored["heatmaps"])
-        except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # zipfile and NumPy name no set of errors for damaged files
             msg = f"{path}: not the stored frames of an engine ({error}); build the bundle again"
             raise BundleError(msg) from error
         if wrong := _misfit(found, self.manifest):
@@ -331,6 +333,22 @@ def _unsupported(manifest: Manifest) -> str:
     if not (math.isfinite(threshold.value) and math.isfinite(output.high - output.low) and output.low < output.high):
         return f"threshold {threshold.value:g} and heatmap range {output.low:g} to {output.high:g} make no sense"
     return ""
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse stored frames that would take more memory than they hold: by what they unpack to, or by their shapes."""
+    with zipfile.ZipFile(path) as archive:
+        total = sum(info.file_size for info in archive.infolist())
+        if total > MAX_PARITY_BYTES:
+            msg = f"would unpack to {total} bytes, at most {MAX_PARITY_BYTES}"
+            raise ValueError(msg)
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                np.lib.format.read_magic(member)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            if math.prod(shape) * dtype.itemsize > info.file_size:
+                msg = f"{info.filename}: its head says {shape}, which its {info.file_size} bytes cannot hold"
+                raise ValueError(msg)
 
 
 def _misfit(parity: Parity, manifest: Manifest) -> str:

@@ -10,6 +10,9 @@ Three rules of pycuda decide the shape of everything here:
   wrappers' attributes alone, where ``close`` reaches them, and never in a local variable or an argument: a lane is
   closed while the fault that ended it is still being handled.
 
+The context is kept for as long as an engine or a thread needs it, and given back by the last one. pycuda would do so
+only at the process's end, by a call that is wrong for a primary context, and complain.
+
 The engine runs on the first visible device; ``CUDA_VISIBLE_DEVICES`` chooses another. ``pycuda.autoinit`` is never
 used: it makes a second context, which TensorRT does not see.
 
@@ -18,11 +21,10 @@ Written from pycuda's source and tested against a simulated driver; NOT yet run 
 
 from __future__ import annotations
 
-import functools
 import importlib
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import numpy as np
@@ -32,8 +34,6 @@ from engines.build import BuildError
 
 NON_BLOCKING: Final = 1
 """CU_STREAM_NON_BLOCKING, which pycuda does not name: never waits for the default stream."""
-
-_retaining: Final = threading.Lock()
 
 
 def driver() -> Any:
@@ -52,18 +52,57 @@ def driver() -> Any:
         raise BuildError(msg) from error
 
 
-def primary_context() -> Any:
-    """Return the process's one Context object of the device's primary context; retaining does not push it.
+class Primary:
+    """The process's one Context object of the device's primary context, and how many need it."""
 
-    Raises:
-        BuildError: if there is no pycuda, no driver or no device.
-    """
-    with _retaining:  # a cache alone may call twice at once, and to pycuda two objects are two contexts
-        return _retained()
+    def __init__(self) -> None:
+        # Of one lock: to pycuda two objects are two contexts, so nobody may retain while another does, or gives back.
+        self._lock = threading.Lock()
+        self._context: Any = None
+        self._users = 0
+
+    def take(self) -> Any:
+        """Return the Context object, which is kept until :meth:`give`; retaining it does not push it.
+
+        Raises:
+            BuildError: if there is no pycuda, no driver or no device.
+        """
+        with self._lock:
+            if self._context is None:
+                self._context = _retain()
+            self._users += 1
+            return self._context
+
+    def give(self) -> None:
+        """Need it no more; whoever is the last gives it back to the driver."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                context, self._context = self._context, None
+                _detach(context)
 
 
-@functools.cache
-def _retained() -> Any:
+_primary = Primary()
+
+
+class Hold:
+    """Keeps the primary context while no thread has it pushed: what an engine needs between its lanes."""
+
+    def __init__(self) -> None:
+        self._primary: Primary | None = _primary
+        self._primary.take()
+
+    def release(self) -> None:
+        """Let it go: at once if nobody else needs it, else when the last one that does is done.
+
+        A thread that is stuck on the device needs it. Called again, it does nothing.
+        """
+        primary, self._primary = self._primary, None
+        if primary is not None:
+            primary.give()
+
+
+def _retain() -> Any:
     cuda = driver()
     try:
         cuda.init()
@@ -75,15 +114,42 @@ def _retained() -> Any:
         raise BuildError(msg) from error
 
 
+def _detach(context: Any) -> None:
+    """Give a context back that no thread has pushed.
+
+    pycuda does so only where it is current, and leaves it on the driver's stack of that thread, from which a primary
+    context is never popped by itself. So a thread of its own does it, and takes its stack with it.
+    """
+
+    def work() -> None:
+        with suppress(driver().Error):  # a device that is lost: pycuda then forgets the context and releases nothing
+            context.push()
+        context.detach()
+
+    thread = threading.Thread(target=work, name="cuda-release")
+    thread.start()
+    thread.join()
+
+
 @contextmanager
 def attached() -> Iterator[None]:
-    """Make the primary context current in the calling thread until the block ends."""
-    context = primary_context()
-    context.push()
+    """Make the primary context current in the calling thread until the block ends.
+
+    Raises:
+        BuildError: if there is no pycuda, no driver or no device.
+    """
+    primary = _primary
+    context = primary.take()
+    try:
+        context.push()
+    except BaseException:
+        primary.give()
+        raise
     try:
         yield
     finally:
         context.pop()
+        primary.give()  # not where the pop has failed: this thread has it still
 
 
 @contextmanager

@@ -25,15 +25,13 @@ import msgspec
 import structlog
 
 from engines import cuda
-from engines.build import BuildError
+from engines.build import BuildError, Progress
 from engines.precision import write_atomically
 
 FRAMES: Final = "frames"
 FLAGS: Final = ("strongly-typed", "no-tf32", "no-aux-streams")
 """What a plan is always built with."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with a phase of the build, the steps done and all its steps; from whichever thread builds. May be slow."""
 Shape = tuple[int, int, int]
 
 log = structlog.get_logger(__name__)
@@ -108,8 +106,13 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 def profiles_for(max_batch: int, exact: tuple[int, ...] = ()) -> tuple[Profile, ...]:
-    """One profile for any batch up to ``max_batch``, fastest when full, then one for each batch size in ``exact``."""
-    return (Profile(1, max_batch, max_batch), *(Profile(size, size, size) for size in exact))
+    """One profile for any batch up to ``max_batch``, fastest when full, then one for each batch size in ``exact``.
+
+    Sizes that no batch has are left out, as is a second profile for batches of one alone.
+    """
+    first = Profile(1, max_batch, max_batch)
+    sizes = (Profile(size, size, size) for size in dict.fromkeys(exact) if size <= max_batch)
+    return (first, *(profile for profile in sizes if profile != first))
 
 
 class PlanKey(msgspec.Struct, frozen=True):

@@ -35,6 +35,10 @@ class StoreError(ValueError):
     """An engine that the store does not have, or a name it cannot take."""
 
 
+class Superseded(StoreError):
+    """The active version is not the one that the caller went by: somebody has chosen another meanwhile."""
+
+
 class Store:
     """Engines under one folder. Any number of processes may read and write.
 
@@ -131,14 +135,21 @@ class Store:
             sync_folder(folder)
         return Bundle(folder / version, copied.manifest, copied.digest, version, name)
 
-    def activate(self, name: str, version: str) -> None:
+    def activate(self, name: str, version: str, *, expected: str | None = None) -> None:
         """Make ``version`` the active one, if it is not. The caller has passed it through the parity gate.
 
+        Args:
+            name: The engine.
+            version: The version.
+            expected: Only if this version is active; None for whichever is.
+
         Raises:
+            Superseded: if another version than ``expected`` is active; nothing has changed then.
             StoreError: if there is no such version, or another writer does not come to an end.
         """
         self._folder(name)
         with self._writing():
+            self._expect(name, expected)
             if version not in self.versions(name):
                 have = ", ".join(self.versions(name)) or "none"
                 msg = f"engine {name!r} has no version {version} (versions: {have})"
@@ -146,22 +157,31 @@ class Store:
             if version != self.active(name):
                 self._write_history(name, [*self.history(name), version])
 
-    def rollback(self, name: str) -> str:
-        """Go back to the version that was active before; return it.
+    def rollback(self, name: str, *, expected: str | None = None, to: str | None = None) -> str:
+        """Take the active version out of the history, so that the one before is active again; return that one.
+
+        Args:
+            name: The engine.
+            expected: Only if this version is active; None for whichever is.
+            to: The version to go back to, where it need not be the one before: it is then put in place of the active
+                one. None for the one before.
 
         Raises:
-            StoreError: if there is none, or another writer does not come to an end.
+            Superseded: if another version than ``expected`` is active; nothing has changed then.
+            StoreError: if there is none to go back to, or another writer does not come to an end.
             BundleError: if it fails verification; the active one stays.
         """
         self._folder(name)
         with self._writing():
-            history = self.history(name)
-            if len(history) < 2:
+            self._expect(name, expected)
+            left = self.history(name)[:-1]
+            if not left and to is None:
                 msg = f"engine {name!r}: nothing to roll back to"
                 raise StoreError(msg)
-            self.get(name, history[-2])
-            self._write_history(name, history[:-1])
-            return history[-2]
+            back = to or left[-1]
+            self.get(name, back)
+            self._write_history(name, left if left[-1:] == [back] else [*left, back])
+            return back
 
     def sign(self, name: str, version: str, key_file: Path) -> str:
         """Sign a version with a private key; return the key's id. A signature that is there is replaced.
@@ -222,12 +242,19 @@ class Store:
             return None
         path = folder / f"{bundle_.version}.gate-{kind}.json"
         with self._writing():
-            _write_whole(path, content, prefix=".gate-")
+            write_whole(path, content, prefix=".gate-")
         return path
 
     def reports(self, name: str, version: str) -> list[Path]:
         """The reports that are kept about a version."""
         return sorted(self._folder(name).glob(f"{version}.gate-*.json"))
+
+    def _expect(self, name: str, version: str | None) -> None:
+        """Compare, under the lock, before anything is set."""
+        active = self.active(name)
+        if version is not None and active != version:
+            msg = f"engine {name!r}: version {active or 'none'} is active, no longer {version}; nothing was changed"
+            raise Superseded(msg)
 
     def _trusted(self, found: Bundle) -> Bundle:
         signing.check(found, self.trust)
@@ -274,7 +301,7 @@ class Store:
 
     def _write_history(self, name: str, versions: list[str]) -> None:
         text = "".join(f"{version}\n" for version in versions)
-        _write_whole(self._folder(name) / HISTORY, text.encode(), prefix=".history-")
+        write_whole(self._folder(name) / HISTORY, text.encode(), prefix=".history-")
 
     def _folder(self, name: str) -> Path:
         if not NAME.fullmatch(name):
@@ -292,15 +319,23 @@ def _without(history: list[str], gone: list[str]) -> list[str]:
     return left
 
 
-def _write_whole(path: Path, content: bytes, prefix: str) -> None:
-    """Write a file that all may read, whole or not at all, and surviving a power cut."""
+def write_whole(path: Path, content: bytes, prefix: str) -> None:
+    """Write a file that all may read, whole or not at all, and surviving a power cut.
+
+    Raises:
+        OSError: if the disk does not take it; the file is as it was then.
+    """
     handle, temporary = tempfile.mkstemp(prefix=prefix, dir=path.parent)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fchmod(stream.fileno(), 0o644)
-        os.fsync(stream.fileno())
-    Path(temporary).replace(path)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
@@ -309,4 +344,4 @@ def _sync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-__all__ = ["BundleError", "Store", "StoreError"]
+__all__ = ["BundleError", "Store", "StoreError", "Superseded", "write_whole"]

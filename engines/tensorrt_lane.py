@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engines import cuda
-from engines.build import BuildError
+from engines.build import BuildError, Progress
 from engines.bundle import Bundle
 from engines.frames import Pixels
 from engines.lane import LaneFault, check_scores
-from engines.plan import FRAMES, PlanCache, Progress, Toolkit, explaining, key_of, load_engine, profiles_for, toolkit
+from engines.plan import FRAMES, PlanCache, Toolkit, explaining, key_of, load_engine, profiles_for, toolkit
 from engines.precision import PrecisionError, cache_folder, graph_of
 
 PRECISIONS: Final = ("fp32", "fp16", "int8")
@@ -41,12 +41,15 @@ class TensorRtEngine:
         bundle: A verified bundle.
         max_batch: Largest batch that a lane takes, and the one that TensorRT optimises for.
         precision: ``fp32``, ``fp16`` or ``int8``; what the graph computes in (:mod:`engines.precision`).
+        exact_batches: Batch sizes that get an optimisation profile of their own.
         cache: Folder of plans and rewritten graphs. None builds the plan anew, and rewrites in the user's cache.
         progress: Told how far a build is; may feed a watchdog.
 
     Attributes:
         compiled: The ``ICudaEngine``, None once the engine is closed. Lanes look it up here and keep no reference
             of their own, so that :meth:`close` frees it.
+        profiles: Its optimisation profiles. Lanes share them: as many contexts as one likes may have the same one
+            active since TensorRT 10 (before, one context each, unless PROFILE_SHARING_0806 was asked for).
 
     Raises:
         BuildError: if pycuda, TensorRT or a GPU is missing, or the graph cannot be compiled.
@@ -58,6 +61,7 @@ class TensorRtEngine:
         *,
         max_batch: int,
         precision: str,
+        exact_batches: tuple[int, ...] = (),
         cache: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -66,14 +70,17 @@ class TensorRtEngine:
             raise BuildError(msg)
         self.manifest = bundle.manifest
         self.max_batch = max_batch
+        self.profiles = profiles_for(max_batch, exact_batches)
         self._making = threading.Lock()
+        self._hold: cuda.Hold | None = None
         self._runtime: Any = None
         self.compiled: Any = None
         kit = toolkit()
         graph = _graph(bundle, precision, cache)
         with cuda.raising(BuildError, f"CUDA, building {bundle.label}"), cuda.attached(), explaining(kit.journal):
             try:
-                key = key_of(kit, graph, precision, bundle.manifest.input.shape, profiles_for(max_batch))
+                self._hold = cuda.Hold()
+                key = key_of(kit, graph, precision, bundle.manifest.input.shape, self.profiles)
                 plans = PlanCache(cache / "plans") if cache else None
                 self._runtime = kit.trt.Runtime(kit.logger)
                 self.compiled = load_engine(kit, self._runtime, graph, key, plans, progress)
@@ -104,13 +111,15 @@ class TensorRtEngine:
             return TensorRtLane(self)
 
     def close(self) -> None:
-        """Drop the compiled model."""
+        """Drop the compiled model; with the last engine and the last lane the device is let go."""
         if self.compiled is not None:
             with suppress(cuda.driver().Error), cuda.attached():
                 self._release()
 
     def _release(self) -> None:
         self.compiled = self._runtime = None
+        if self._hold is not None:
+            self._hold.release()
 
 
 class TensorRtLane:
@@ -159,8 +168,8 @@ class TensorRtLane:
     def _prepare(self, size: int) -> None:
         """Bind the buffers for good and make sure that the largest results fit into them."""
         buffers = {FRAMES: self._input, SCORE: self._score, HEATMAP: self._heatmap}
-        self._execution.bind({name: buffer.address for name, buffer in buffers.items()}, self._stream)
-        self._execution.reshape((size, *self._frame_shape))
+        self._execution.bind({name: buffer.address for name, buffer in buffers.items()})
+        self._execution.resize((size, *self._frame_shape), self._stream)
         self._execution.check_shapes({name: buffer.host.shape for name, buffer in buffers.items()})
 
     def submit(self, count: int) -> None:
@@ -171,7 +180,7 @@ class TensorRtLane:
                 raise LaneFault(msg)
             self._count = 0
             self.scores.fill(np.nan)  # what is not overwritten is no result
-            self._execution.reshape((count, *self._frame_shape))
+            self._execution.resize((count, *self._frame_shape), self._stream)
             self._running = True
             self._input.upload(count, self._stream)
             self._execution.run(self._stream)
@@ -240,6 +249,10 @@ class TensorRtLane:
 class Execution:
     """An ``IExecutionContext`` of which every answer is checked: TensorRT says False where others raise.
 
+    Of the engine's optimisation profiles, the first takes every batch and each other one a single size, which it is
+    faster for. Changing the profile forgets the input's shape, keeps the addresses, and makes TensorRT set its layers
+    up anew at the next run (``setOptimizationProfileAsync`` in NvInferRuntime.h): it is changed only when it has to be.
+
     Args:
         engine: Whose execution this is.
 
@@ -251,19 +264,27 @@ class Execution:
         self._journal = toolkit().journal
         self._raw: Any = engine.compiled.create_execution_context()
         self._check(self._raw is not None, "an execution context")
+        self._exact = {profile.best: number for number, profile in enumerate(engine.profiles) if number}
+        self._profile: int | None = None
 
-    def bind(self, addresses: dict[str, int], stream: cuda.Stream) -> None:
-        """Choose the one profile and tell where each input and output lies on the device."""
-        with self._checking("the optimisation profile"):
-            # May queue copies, which the lane's own stream orders before its first batch.
-            accepted = self._raw.set_optimization_profile_async(0, stream.handle)
-        self._check(accepted, "the optimisation profile")
+    def bind(self, addresses: dict[str, int]) -> None:
+        """Tell where each input and output lies on the device."""
         for name, address in addresses.items():
             self._check(self._raw.set_tensor_address(name, address), f"the address of {name}")
 
-    def reshape(self, shape: tuple[int, ...]) -> None:
-        """Say how large the next batch is."""
+    def resize(self, shape: tuple[int, ...], stream: cuda.Stream) -> None:
+        """Say how large the next batch is, which ``stream`` will run; the last one has to be done."""
+        profile = self._exact.get(shape[0], 0)
+        if profile != self._profile:
+            self._choose(profile, stream)
         self._check(self._raw.set_input_shape(FRAMES, shape), f"frames of shape {shape}")
+
+    def _choose(self, profile: int, stream: cuda.Stream) -> None:
+        with self._checking("the optimisation profile"):
+            # May queue copies, which the lane's own stream orders before its next batch.
+            accepted = self._raw.set_optimization_profile_async(profile, stream.handle)
+        self._check(accepted, f"optimisation profile {profile}")
+        self._profile = profile
 
     def check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
         """Make sure that every input and output has the shape that its buffer was made for."""

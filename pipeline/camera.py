@@ -11,13 +11,18 @@ from typing import Final
 import structlog
 import zmq
 
-from pipeline import wire
+from pipeline import curve, wire
+from pipeline.curve import KeyPair
 from pipeline.sources import Frame, Source
 from pipeline.wire import Header
 
 log = structlog.get_logger(__name__)
 
 IDLE_S: Final = 0.05
+LOG_EVERY_S: Final = 10.0
+REFUSED: Final = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 IPC_HOLD_S: Final = 0.25
 """How long an ipc socket stays open after the last message: what a busy line has not yet read when such a
 socket closes is lost to it, whatever the linger time; tcp has no such flaw."""
@@ -37,6 +42,8 @@ class Sending:
         buffer: Frames held while the line does not take them; the oldest gives way.
         wait: Hold the source back instead of dropping: for files, never for a live camera.
         linger_s: How long the end waits for unsent frames.
+        key: This camera's key, for a line that asks for one.
+        server_key: The line's public key, Z85; needed with ``key``.
     """
 
     address: str
@@ -48,6 +55,8 @@ class Sending:
     buffer: int = 32
     wait: bool = False
     linger_s: float = 5.0
+    key: KeyPair | None = None
+    server_key: bytes = b""
 
 
 class CameraSender:
@@ -70,6 +79,8 @@ class CameraSender:
         self._done = False
         self._stopping = threading.Event()
         self._failure: Exception | None = None
+        self.refused = 0
+        self._next_log = 0.0
 
     def run(self) -> None:
         """Send until the source ends, ``count`` is reached or :meth:`stop`; then say so to the line.
@@ -81,10 +92,12 @@ class CameraSender:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         capture = threading.Thread(target=self._capture, name="capture", daemon=True)
         try:
-            with self._open(context) as socket:
+            with self._open(context) as socket, socket.get_monitor_socket(REFUSED) as monitor:
+                self._attach(socket)
                 capture.start()
-                self._send_all(socket)
+                self._send_all(socket, monitor)
                 self._finish(socket)
+                socket.disable_monitor()
         finally:
             self.stop()
             if capture.is_alive():
@@ -103,8 +116,12 @@ class CameraSender:
         # PUB never waits: what finds its own queue full is dropped there, so that queue has to be the buffer.
         socket.sndhwm = self._settings.buffer if publishes else 4
         socket.linger = int(self._settings.linger_s * 1000)
-        (socket.bind if self._settings.mode == "bind" else socket.connect)(self._settings.address)
+        if self._settings.key is not None:
+            curve.join(socket, self._settings.key, self._settings.server_key)
         return socket
+
+    def _attach(self, socket: zmq.Socket[bytes]) -> None:
+        (socket.bind if self._settings.mode == "bind" else socket.connect)(self._settings.address)
 
     def _capture(self) -> None:
         """Take frames at the set rate; the body of the capture thread."""
@@ -151,8 +168,18 @@ class CameraSender:
             self._changed.notify_all()
         return True
 
-    def _send_all(self, socket: zmq.Socket[bytes]) -> None:
+    def _hear(self, monitor: zmq.Socket[bytes]) -> None:
+        """Say it, now and then, where the far end does not let this camera in: its frames wait, then give way."""
+        while monitor.poll(0):
+            monitor.recv_multipart()
+            self.refused += 1
+            if time.monotonic() >= self._next_log:
+                self._next_log = time.monotonic() + LOG_EVERY_S
+                log.warning("camera_refused", camera=self._settings.camera, address=self._settings.address)
+
+    def _send_all(self, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> None:
         while True:
+            self._hear(monitor)
             with self._changed:
                 while not self._buffer and not self._done:
                     self._changed.wait(IDLE_S)

@@ -88,6 +88,10 @@ def camera(
     size: Annotated[str, typer.Option(help="Simulator: WIDTHxHEIGHT.")] = "320x320",
     seed: Annotated[int, typer.Option(help="Simulator: seed.", min=0)] = 0,
     defects: Annotated[float, typer.Option(help="Simulator: share of defective parts.", min=0, max=1)] = 0.1,
+    key: Annotated[
+        Path | None, typer.Option(help="This camera's secret key, as `dmdd keys camera` made it, for a curve socket.")
+    ] = None,
+    server_key: Annotated[str, typer.Option(help="The line's public key: a file or its 40 characters.")] = "",
 ) -> None:
     """Send frames to a line.
 
@@ -101,9 +105,12 @@ def camera(
     from pipeline import logs
     from pipeline.camera import CameraSender, Sending
     from pipeline.config import Logging
+    from pipeline.curve import load_pair, load_public
     from pipeline.sources import FolderSource, open_source
     from pipeline.wire import CAMERA_ID
 
+    if (key is None) != (not server_key):
+        raise typer.BadParameter("--key and --server-key go together", param_hint="--server-key")
     logs.configure(Logging(format="console"))
     if not CAMERA_ID.fullmatch(name):
         raise typer.BadParameter(f"{name!r}: 1 to 64 letters, digits, '_', '.', '-'", param_hint="--id")
@@ -122,6 +129,8 @@ def camera(
             count=count,
             buffer=buffer,
             wait=files if wait is None else wait,
+            key=None if key is None else load_pair(key),
+            server_key=load_public(server_key) if server_key else b"",
         ),
     )
     signal.signal(signal.SIGTERM, sender.stop)
@@ -137,10 +146,10 @@ def rejects(
     url: UrlOption = REDIS,
 ) -> None:
     """Print rejects as a PLC gateway reads them, with sequence and heartbeat checks."""
+    from pipeline.redis_client import connect_url
     from pipeline.rejects import RejectFollower
-    from pipeline.service import connect
 
-    client = connect(url, 2000)
+    client = connect_url(url, 2000)
     try:
         for event in RejectFollower(client, line, from_start=not follow).events(follow=follow):
             typer.echo(event.text)
@@ -187,15 +196,33 @@ def _add_engine_commands() -> None:
     from pipeline.cli_compare import compare
     from pipeline.cli_doctor import doctor
     from pipeline.cli_engines import build, engines
+    from pipeline.cli_install import install, uninstall
+    from pipeline.cli_keys import keys
+    from pipeline.cli_monitor import monitor
+    from pipeline.cli_plc import plc
+    from pipeline.cli_probe import probe
+    from pipeline.cli_soak import soak
+    from pipeline.cli_tools import export_rejects, record, replay, status
     from pipeline.cli_train import train
 
     app.add_typer(engines, name="engines")
     app.add_typer(bench, name="bench")
+    app.add_typer(keys, name="keys")
+    app.add_typer(plc, name="plc")
     app.command()(train)
     app.command()(build)
     app.command()(calibrate)
     app.command()(compare)
     app.command()(doctor)
+    app.command()(soak)
+    app.command()(monitor)
+    app.command()(record)
+    app.command()(replay)
+    app.command()(status)
+    app.command()(export_rejects)
+    app.command()(probe)
+    app.command()(install)
+    app.command()(uninstall)
 
 
 _add_engine_commands()

@@ -262,7 +262,9 @@ def _target(
     target = Target()
     if config is not None:
         line = config.engine
-        target = Target(line.target, line.precision, line.lanes, line.max_batch, line.threads, line.cache)
+        target = Target(
+            line.target, line.precision, line.lanes, line.max_batch, line.threads, line.cache, line.exact_batches
+        )
     asked = {"kind": kind, "precision": precision, "lanes": lanes, "max_batch": max_batch}
     return msgspec.structs.replace(target, **{name: value for name, value in asked.items() if value is not None})
 

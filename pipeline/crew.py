@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from engines.build import Target, compile_engine, parity_gate
+from engines.build import Progress, Target, compile_engine, parity_gate
 from engines.bundle import Bundle
 from engines.lane import Engine, Lane, LaneFault
 from pipeline.inspection import Inspection
@@ -67,26 +67,31 @@ class Crew:
         self._engine: Engine | None = None
         self._workers: list[LaneWorker] = []
 
-    def start(self, *, measure: bool = False) -> None:
+    def start(self, *, measure: bool = False, progress: Progress = lambda *_: None) -> None:
         """Compile the engine, make every lane and pass each through the parity gate; then stand by.
 
         Args:
             measure: Whether to learn at once how long batches take: a successor begins under full load.
+            progress: Told how far it is: before and after compiling, by every step of a TensorRT build, and after
+                each lane. What it raises ends the start.
 
         Raises:
             ParityError: if the compiled engine does not reproduce its reference.
             LaneFault: if a lane fails.
             BuildError: if the engine cannot be built here.
         """
-        self._engine = compile_engine(self.bundle, self._target)
+        progress("compile", 0, 1)
+        self._engine = compile_engine(self.bundle, self._target, progress)
         self._workers = [
             LaneWorker(self, number, measure=measure and number == 0) for number in range(self._target.lanes)
         ]
         for worker in self._workers:
             worker.thread.start()
         try:
-            for worker in self._workers:
+            for made, worker in enumerate(self._workers):
+                progress("lanes", made, len(self._workers))
                 worker.wait_started()
+            progress("lanes", 1, 1)
         except BaseException:
             self.stop()
             raise

@@ -20,6 +20,8 @@ BAYER: Final = {  # OpenCV names the pattern by the second row's second pixel, t
 }
 TURNS: Final = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 PNG: Final = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNK: Final = 12
+"""Bytes of a chunk's length, type and checksum."""
 JPEG_STANDALONE: Final = {0x01, *range(0xD0, 0xD9)}
 JPEG_FRAMES: Final = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -82,6 +84,8 @@ def _check_encoded_size(header: Header, pixels: Any) -> None:
     if max(size) > MAX_SIDE or size[0] * size[1] > MAX_SIDE * MAX_SIDE // 4:
         msg = f"{header.fmt} of {size[0]}x{size[1]} pixels is larger than allowed"
         raise FrameError(msg)
+    if header.fmt == "png":
+        _check_chunks(view)
     if header.w and header.h and (header.w, header.h) != size:
         msg = f"{header.fmt} of {size[0]}x{size[1]} pixels, its header says {header.w}x{header.h}"
         raise FrameError(msg)
@@ -92,6 +96,18 @@ def _png_size(view: memoryview) -> tuple[int, int] | None:
         return None
     width, height = struct.unpack(">II", view[16:24])
     return width, height
+
+
+def _check_chunks(view: memoryview) -> None:
+    """Refuse a PNG with a chunk that is longer than the file: OpenCV takes memory for it before it reads it."""
+    at = len(PNG)
+    while at + PNG_CHUNK <= len(view):
+        length, kind = struct.unpack_from(">I4s", view, at)
+        at += PNG_CHUNK + int(length)
+        if kind == b"IEND" and at <= len(view):
+            return
+    msg = "a png without its end, or with a chunk that is longer than the file"
+    raise FrameError(msg)
 
 
 def _jpeg_size(view: memoryview) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,8 @@ store = "{store}"
 name = "demo"
 [redis]
 url = "{url}"
+heatmaps = "sampled"
+frames = "sampled"
 [spool]
 path = "spool"
 [cameras.cam1]
@@ -76,7 +79,8 @@ def run_demo(*, seconds: float, rate: float, json_file: Path | None = None) -> i
         config = _prepare(folder, url, address)
         line = stack.enter_context(_process(folder / "line.log", "run", "--config", str(config)))
         _wait_ready(client, line, folder / "line.log")
-        _say_how_to_look(console, url)
+        page = _show_page(stack, config, folder)
+        _say_how_to_look(console, url, page)
         started = time.monotonic()
         cameras = [
             stack.enter_context(_process(folder / f"{name}.log", *_camera(name, product, address, seconds, rate)))
@@ -142,9 +146,21 @@ def _wait_ready(client: redis.Redis, line: subprocess.Popen[bytes], log: Path) -
         time.sleep(0.05)
 
 
-def _say_how_to_look(console: Console, url: str) -> None:
+def _show_page(stack: ExitStack, config: Path, folder: Path) -> str:
+    """Start the monitor page if its extra is installed; return its address, or nothing."""
+    if find_spec("uvicorn") is None:
+        return ""
+    port = _free_port()
+    listen = ("monitor", "--config", str(config), "--listen", f"127.0.0.1:{port}")
+    stack.enter_context(_process(folder / "page.log", *listen))
+    return f"http://127.0.0.1:{port}/"
+
+
+def _say_how_to_look(console: Console, url: str, page: str) -> None:
     keys, shell = Keys(LINE), f"redis-cli -u {url}"
-    console.print("The line runs. Look at it from another terminal while it does:\n", highlight=False)
+    if page:
+        console.print(f"The line runs. Look at it in a browser: [bold]{page}[/]\n", highlight=False)
+    console.print("Or from another terminal while it runs:\n", highlight=False)
     for command, what in (
         (f"{shell} XREVRANGE '{keys.rejects}' + - COUNT 3", "the last rejects, as a PLC gateway reads them"),
         (f"{shell} SUBSCRIBE '{keys.rejects}'", "rejects as they happen"),

@@ -26,7 +26,7 @@ from engines.calibration import CalibrationError, verify
 from engines.signing import Trust
 from engines.store import Store, StoreError
 from pipeline import config as settings
-from pipeline import gate
+from pipeline import curve, gate
 from pipeline.checks import Check, Level, fail, ok, warn
 from pipeline.config import Camera, Config, ConfigError, Socket
 from pipeline.doctor_devices import check_driver, check_openvino, check_pycuda, check_tensorrt
@@ -64,7 +64,7 @@ def examine(path: Path) -> list[Check]:
             lambda: check_pycuda(needed=gpu),
             lambda: check_tensorrt(needed=gpu),
             lambda: check_openvino(config.engine.precision, needed=not gpu),
-            lambda: check_redis(config.redis),
+            lambda: check_redis(config.redis, config.line.name),
             lambda: check_endpoints(config),
             lambda: check_disk(config),
             check_clock,
@@ -86,15 +86,37 @@ def _run(checks: list[Callable[[], Iterator[Check]]]) -> list[Check]:
 def check_config(path: Path, config: Config) -> Iterator[Check]:
     """Whether others can read a password in the config."""
     yield ok("config", f"{path}: valid; line {config.line.name}, cameras {', '.join(config.cameras)}")
-    mode = path.stat().st_mode & 0o777
-    if urlsplit(config.redis.url).password is None:
+    redis = config.redis
+    files = [path] if urlsplit(redis.url).password is not None else []
+    files += [Path(file) for file in (redis.password_file, redis.sentinel_password_file, redis.tls_key) if file]
+    if not files:
         yield ok("secrets", "the config holds no password")
-    elif mode & 0o004:
-        yield fail("secrets", f"everybody on this box can read the password in {path} (mode {mode:o})", _chmod(path))
-    elif mode & 0o040:
-        yield warn("secrets", f"its group can read the password in {path} (mode {mode:o})", _chmod(path))
-    else:
-        yield ok("secrets", f"only its owner can read the password in {path}")
+    for file in files:
+        yield _check_secret(file)
+    if any(each.curve for each in config.sockets):
+        yield _check_keys(config)
+
+
+def _check_keys(config: Config) -> Check:
+    """Whether the line can read its CURVE keys, and knows every camera's."""
+    try:
+        keys = curve.load_server(config.curve.keys)
+    except curve.CurveError as error:
+        return fail("keys", str(error), "dmdd keys server makes them, dmdd keys camera NAME those of a camera")
+    missing = sorted(set(config.cameras) - set(keys.cameras))
+    if missing:
+        return warn("keys", f"{config.curve.keys} has no key of {', '.join(missing)}", f"dmdd keys camera {missing[0]}")
+    return ok("keys", f"{config.curve.keys}: the line's own and {len(keys.cameras)} cameras'")
+
+
+def _check_secret(path: Path) -> Check:
+    """Whether others can read a file with a password or key; whether it is there is another check's matter."""
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0
+    if mode & 0o004:
+        return fail("secrets", f"everybody on this box can read the password in {path} (mode {mode:o})", _chmod(path))
+    if mode & 0o040:
+        return warn("secrets", f"its group can read the password in {path} (mode {mode:o})", _chmod(path))
+    return ok("secrets", f"only its owner can read the password in {path}")
 
 
 def _chmod(path: Path) -> str:
@@ -197,7 +219,7 @@ def _spool_needs(config: Config) -> int:
     """Bytes that the spool may still grow by."""
     folder = config.spool.path
     used = sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
-    return max(MIN_FREE, config.spool.max_bytes - used)
+    return max(MIN_FREE, config.spool.max_bytes + config.spool.picture_bytes - used)
 
 
 def _existing(path: Path) -> Path:

@@ -6,13 +6,14 @@ import statistics
 import time
 from collections.abc import Iterator
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import redis
 
 from pipeline.checks import Check, fail, ok, warn
-from pipeline.config import Redis
+from pipeline.config import ConfigError, Redis
 from pipeline.records import Keys
+from pipeline.redis_client import connect, describe, master_of
+from pipeline.refusals import REMEDIES, code_of
 
 PATIENCE_S: Final = 2.0
 OLDEST: Final = 6
@@ -21,41 +22,47 @@ FULL: Final = 0.8
 Info = dict[str, Any]
 
 
-def check_redis(settings: Redis) -> Iterator[Check]:
+def check_redis(settings: Redis, line: str = "") -> Iterator[Check]:
     """Everything that the line needs of its Redis. Nothing is written."""
-    where = without_password(settings.url)
+    where = describe(settings)
+    yield from _check_sentinels(settings)
     try:
-        with _connect(settings.url) as client:
+        with _connect(settings, line) as client:
             yield _check_speed(client, where, settings.timeout_ms)
             info: Info = client.info()
             yield _check_server(info)
             yield _check_memory(info)
             yield _check_persistence(info, _snapshots(client))
+    except ConfigError as error:
+        yield fail("redis", str(error), "mend it, as the line's user will read it")
     except (redis.RedisError, OSError) as error:
-        remedy = "start it; check redis.url, its password, and the firewall between"
+        remedy = REMEDIES.get(code_of(error), "start it; check redis.url, its password, and the firewall between")
         yield fail("redis", f"{where} does not answer as it should: {error}", remedy)
 
 
 def line_is_alive(settings: Redis, line: str) -> bool:
     """Whether a line of this name has a heartbeat in Redis."""
     try:
-        with _connect(settings.url) as client:
+        with _connect(settings, line) as client:
             return bool(client.exists(Keys(line).heartbeat))
-    except (redis.RedisError, OSError):
+    except (redis.RedisError, OSError, ConfigError):
         return False
 
 
-def without_password(url: str) -> str:
-    """An address as it may be shown."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+def _connect(settings: Redis, line: str) -> redis.Redis:
+    return connect(settings, line, timeout_ms=int(PATIENCE_S * 1000), decode_responses=True)
 
 
-def _connect(url: str) -> redis.Redis:
-    return redis.Redis.from_url(
-        url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, decode_responses=True
-    )
+def _check_sentinels(settings: Redis) -> Iterator[Check]:
+    """Whether every Sentinel answers for itself: a failover needs most of them."""
+    for address in settings.sentinels or () if settings.mode == "sentinel" else ():
+        name, alone = f"sentinel {address}", settings.model_copy(update={"sentinels": (address,)})
+        try:
+            host, port = master_of(alone, timeout_ms=int(PATIENCE_S * 1000))
+        except (redis.RedisError, ConfigError) as error:
+            yield warn(name, f"does not know {settings.master}: {error}", "start it; check redis.sentinels and master")
+        else:
+            yield ok(name, f"{settings.master} is {host}:{port}")
 
 
 def _check_speed(client: redis.Redis, where: str, timeout_ms: int) -> Check:

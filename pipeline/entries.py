@@ -25,6 +25,9 @@ REJECT: Final = "reject"
 RECORD: Final = "record"
 LATE: Final = "late"
 EOS: Final = "eos"
+PICTURE: Final = "picture"
+PIECE_BYTES: Final = 256 << 10
+"""Larger pictures are sent in pieces, so that none takes longer than Redis may take to answer."""
 JPEG_QUALITY: Final = 90
 
 
@@ -32,18 +35,18 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     """One record on its way into one stream.
 
     Attributes:
-        kind: ``reject``, ``record``, ``late`` or ``eos``.
-        key: The stream (for ``eos``: the hash).
-        id: Explicit stream id (for ``eos``: greater than any).
-        fields: The record's fields.
-        blobs: Keys and bytes that are stored with it.
+        kind: ``reject``, ``record``, ``late``, ``eos`` or ``picture``.
+        key: The stream (for ``eos``: the hash, for ``picture``: the string).
+        id: Explicit stream id (for ``eos``: greater than any; for ``picture``: none).
+        fields: The record's fields (for ``picture``: ``t_ns``, when it was made).
+        blob: The bytes of a picture.
     """
 
     kind: str
     key: str
     id: str
     fields: Fields
-    blobs: dict[str, bytes] = {}
+    blob: bytes = b""
 
 
 class StreamIds:
@@ -109,17 +112,22 @@ class Maker:
         return [Entry(REJECT, self._keys.rejects, self.reject_ids.next(), self._fields(part))]
 
     def record(self, part: Part) -> list[Entry]:
-        """The entry of the camera's own stream, with heatmap and image; or the end of its stream."""
+        """The entry of the camera's own stream; or the end of its stream."""
         header = part.header
         if header.eos:
             fields = {"session": str(header.session), "parts": str(header.seq), "t_ns": str(time.time_ns())}
             return [Entry(EOS, self._keys.eos(part.camera), StreamIds.LAST, fields)]
-        if earlier := self.published.pop(_identity(part), None):
-            return [Entry(RECORD, self._keys.verdicts(part.camera), stream_id(part), earlier)]
-        blobs = self._blobs(part)
-        entry = Entry(RECORD, self._keys.verdicts(part.camera), stream_id(part), self._fields(part), blobs)
-        part.pixels = None
-        return [entry]
+        earlier = self.published.pop(_identity(part), None)
+        return [Entry(RECORD, self._keys.verdicts(part.camera), stream_id(part), earlier or self._fields(part))]
+
+    def keeps_pictures(self, part: Part) -> bool:
+        """Whether heatmap or image of a part are to be stored."""
+        return self._keeps_frame(part) or (part.finding is not None and self._keeps_heatmap(part.finding))
+
+    def pictures(self, part: Part) -> list[Entry]:
+        """The entries of a part's heatmap and image; encoding them takes time."""
+        made = {"t_ns": str(time.time_ns())}
+        return [Entry(PICTURE, key, "", made, blob) for key, blob in self._blobs(part).items()]
 
     def late(self, part: Part, finding: Finding) -> Entry:
         """The entry of a result that came after the part's verdict."""
@@ -127,8 +135,14 @@ class Maker:
         fields["t_verdict_ns"] = str(time.time_ns())
         return Entry(LATE, self._keys.late, self.late_ids.next(), fields)
 
-    def commands(self, pipe: Any, entry: Entry) -> None:
-        """Append the entry's commands to a pipeline."""
+    def commands(self, pipe: Any, entry: Entry, *, tell: bool = True) -> None:
+        """Append the commands of a reject, record, late result or end of stream to a pipeline.
+
+        Args:
+            pipe: The pipeline.
+            entry: What to write.
+            tell: Whether subscribers of the channel are told of a reject.
+        """
         settings, fields = self._settings, dict(entry.fields)
         if entry.kind == EOS:
             pipe.hset(entry.key, mapping=fields)
@@ -137,10 +151,22 @@ class Maker:
         pipe.xadd(entry.key, fields, id=entry.id, maxlen=longest, approximate=True)
         if entry.kind == RECORD:
             pipe.hset(self._keys.latest(fields["camera"]), mapping=fields)
-        if entry.kind == REJECT:
+        if entry.kind == REJECT and tell:
             pipe.publish(entry.key, self._json.encode(fields))
-        for key, blob in entry.blobs.items():
-            pipe.set(key, blob, ex=settings.blob_ttl_s)
+
+    def picture_commands(self, entry: Entry) -> list[tuple[Any, ...]]:
+        """The commands that store a picture, one after the other; none if it would have lapsed by now."""
+        age = max(time.time_ns() - int(entry.fields["t_ns"]), 0) // 1_000_000_000
+        left, blob = self._settings.blob_ttl_s - age, entry.blob
+        if left <= 0:
+            return []
+        if len(blob) <= PIECE_BYTES:
+            return [("SET", entry.key, blob, "EX", left)]
+        pieces = [
+            ("SETRANGE", entry.key, start, blob[start : start + PIECE_BYTES])
+            for start in range(0, len(blob), PIECE_BYTES)
+        ]
+        return [*pieces, ("EXPIRE", entry.key, left)]
 
     def _fields(self, part: Part) -> Fields:
         assert part.finding is not None  # noqa: S101 - only answered parts come here
@@ -153,11 +179,15 @@ class Maker:
 
     def _keeps_heatmap(self, finding: Finding) -> bool:
         policy = self._settings.heatmaps
-        return finding.heatmap is not None and (policy == "all" or (policy == "rejects" and _rejected(finding)))
+        if finding.heatmap is None or policy == "never":
+            return False
+        return policy == "all" or _rejected(finding) or (policy == "sampled" and finding.sampled)
 
     def _keeps_frame(self, part: Part) -> bool:
-        kept = self._settings.frames == "rejects" and part.pixels is not None and part.camera in self._cameras
-        return kept and part.finding is not None and part.finding.verdict is Verdict.NG
+        policy, finding = self._settings.frames, part.finding
+        if finding is None or policy == "never" or part.pixels is None or part.camera not in self._cameras:
+            return False
+        return finding.verdict is Verdict.NG or (policy == "sampled" and finding.sampled)
 
     def _blobs(self, part: Part) -> dict[str, bytes]:
         blobs = {}

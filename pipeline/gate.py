@@ -17,6 +17,7 @@ from engines.build import ParityError, Target, compile_engine, parity_gate
 from engines.bundle import Bundle, BundleError
 from engines.lane import Engine, Lane, LaneFault
 from engines.store import Store
+from pipeline.build_progress import BuildProgress
 
 Row = dict[str, Any]
 PACKAGES: Final = {"openvino": ("openvino",), "tensorrt": ("tensorrt", "pycuda")}
@@ -62,7 +63,7 @@ def run_gate(bundle: Bundle, target: Target) -> GateReport:
         BuildError: if it cannot be compiled here.
     """
     rows: list[Row] = []
-    engine = compile_engine(bundle, target)
+    engine = compile_engine(bundle, target, BuildProgress(bundle.label))
     try:
         reason = _pass_lanes(bundle, engine, target.lanes, rows)
     finally:

@@ -25,12 +25,13 @@ class Judge:
         self._size = manifest.input.width, manifest.input.height
         self._keep_all = keep_all
 
-    def __call__(self, score: float, heatmap: Pixels) -> Finding:
+    def __call__(self, score: float, heatmap: Pixels, *, sampled: bool = False) -> Finding:
         """Judge one part.
 
         Args:
             score: The engine's finite score.
             heatmap: uint8 ``(h, w)``, still the lane's own memory: it is copied where it is kept.
+            sampled: Whether the part is shown even if it is good.
         """
         if score <= self._threshold:
             return Finding(
@@ -39,7 +40,8 @@ class Judge:
                 score,
                 self._threshold,
                 self._engine,
-                heatmap=heatmap.copy() if self._keep_all else None,
+                heatmap=heatmap.copy() if self._keep_all or sampled else None,
+                sampled=sampled,
             )
         area, box = self._region(heatmap)
         return Finding(

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from engines.frames import Pixels
+from pipeline.optics import Optics
 from pipeline.wire import Header
 
 
@@ -27,8 +28,10 @@ class Reason(StrEnum):
     DEADLINE = "deadline"
     INFEASIBLE = "infeasible"
     OVERLOAD = "overload"
+    SAMPLED = "sampled"
     MISSING_FRAME = "missing_frame"
     SEQUENCE_JUMP = "sequence_jump"
+    UNEXPECTED = "unexpected"
     INCOMPLETE = "incomplete"
     TRUNCATED = "truncated"
     BAD_VERSION = "bad_version"
@@ -52,6 +55,7 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
         bbox: ``x, y, width, height`` around them, in the same pixels.
         peak: Highest heatmap level, 0..255.
         heatmap: uint8 ``(h, w)``, where it is to be published.
+        sampled: Whether this good part is one of those that are shown now and then.
     """
 
     verdict: Verdict
@@ -63,6 +67,7 @@ class Finding(msgspec.Struct, frozen=True, gc=False):
     bbox: tuple[int, int, int, int] | None = None
     peak: int = 0
     heatmap: Pixels | None = None
+    sampled: bool = False
 
 
 UNKNOWN = {reason: Finding(Verdict.UNKNOWN, reason) for reason in Reason}
@@ -81,11 +86,15 @@ class Part:
         pixels: The frame as it came (a view of the message), kept until nobody needs it.
         verdict_ns: Wall clock of the verdict.
         latency_us: From arrival to verdict.
+        queued, taken, submitted, done, judged, published: Monotonic nanoseconds at which it was put into a queue, was
+            taken out of it with its batch, was decoded and given to the lane, came back from it, had its finding, and
+            was in Redis or in the spool; 0 for a stage that it has not reached.
+        optics: Statistics of its image, where they were taken.
     """
 
     __slots__ = (
-        "arrival", "arrival_ns", "camera", "deadline", "finding", "header", "latency_us", "pixels", "seq",
-        "stream_ms", "verdict_ns",
+        "arrival", "arrival_ns", "camera", "deadline", "done", "finding", "header", "judged", "latency_us", "optics",
+        "pixels", "published", "queued", "seq", "stream_ms", "submitted", "taken", "verdict_ns",
     )  # fmt: skip
 
     def __init__(
@@ -95,4 +104,6 @@ class Part:
         self.arrival, self.arrival_ns, self.deadline = arrival, arrival_ns, deadline
         self.pixels: Any = None
         self.finding: Finding | None = None
+        self.optics: Optics | None = None
         self.verdict_ns = self.latency_us = 0
+        self.queued = self.taken = self.submitted = self.done = self.judged = self.published = 0

@@ -19,7 +19,7 @@ from engines.store import Store
 from pipeline.cli_engines import validate
 from pipeline.harvest import Period, harvest
 from pipeline.records import Fields
-from pipeline.service import connect
+from pipeline.redis_client import connect_url
 from train import data
 
 TIMEOUT_MS: Final = 5000
@@ -75,7 +75,7 @@ def from_line(url: str, period: Period) -> GoodParts:
         RedisUnreachableError: if Redis does not answer.
     """
     try:
-        client = connect(url, TIMEOUT_MS)
+        client = connect_url(url, TIMEOUT_MS)
     except ValueError as error:
         msg = f"--redis: {error}"
         raise CalibrationError(msg) from error

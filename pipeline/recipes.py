@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
-from pipeline.intake import Queue
 from pipeline.ledger import Ledger
+from pipeline.part_queue import Drop
 from pipeline.parts import UNKNOWN, Part, Reason
+
+
+class Admission(Protocol):
+    """Where parts wait for an engine: its scheduler."""
+
+    def offer(self, part: Part) -> list[Drop]:
+        """Queue a part; return those that are given up, itself perhaps, each with its reason."""
+        ...
 
 
 class RecipeQueue:
@@ -15,14 +24,14 @@ class RecipeQueue:
     Args:
         default: Queue of the camera's own engine, for frames that name no recipe.
         recipes: Queue of each recipe's engine.
-        ledger: Answers parts of a recipe that the camera does not have.
+        ledger: Answers parts of a recipe that the camera does not have, and those that are given up.
     """
 
-    def __init__(self, default: Queue, recipes: Mapping[str, Queue], ledger: Ledger) -> None:
+    def __init__(self, default: Admission, recipes: Mapping[str, Admission], ledger: Ledger) -> None:
         self._default, self._recipes, self._ledger = default, recipes, ledger
 
-    def put(self, part: Part) -> list[Part]:
-        """Queue a part at its recipe's engine; return those that gave way to it.
+    def put(self, part: Part) -> None:
+        """Queue a part at its recipe's engine, and answer those that are given up for it.
 
         An unknown recipe is a product that nobody has chosen an engine for: no other engine may judge it.
         """
@@ -30,5 +39,6 @@ class RecipeQueue:
         queue = self._recipes.get(recipe) if recipe else self._default
         if queue is None:
             self._ledger.answer(part, UNKNOWN[Reason.UNKNOWN_RECIPE])
-            return []
-        return queue.put(part)
+            return
+        for dropped, reason in queue.offer(part):
+            self._ledger.answer(dropped, UNKNOWN[reason])

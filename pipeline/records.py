@@ -51,6 +51,19 @@ class Keys:
         """Hash that lapses when the line dies."""
         return f"{self.prefix}:heartbeat"
 
+    def drift(self, camera: str) -> str:
+        """Hash of what has changed at a camera since it was calibrated."""
+        return f"{self.prefix}:drift:{camera}"
+
+    @property
+    def labels(self) -> str:
+        """Hash of what people have said of parts, on the monitor page."""
+        return f"{self.prefix}:labels"
+
+    def labelled(self, part: str) -> str:
+        """Image of a labelled part, kept for good; ``part`` is camera, session and seq, joined by colons."""
+        return f"{self.prefix}:labelled:{part}"
+
     def heatmap(self, part: Part) -> str:
         """PNG of a part's heatmap."""
         return f"{self.prefix}:heatmap:{part.camera}:{part.header.session}:{part.seq}"

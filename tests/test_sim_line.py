@@ -53,7 +53,7 @@ def gpu_line(folder: Path, url: str, **engine: Any) -> Iterator[tuple[Line, trt.
     with running(folder, url, engine=own, swap={"watch_s": 0.05}, **PATIENT) as line:
         yield line, library
     counts = sim.counts()
-    assert (counts.faults(), counts.alive(), counts.contexts) == ({}, {}, 1), sim.reports()
+    assert (counts.faults(), counts.alive(), counts.contexts) == ({}, {}, 0), sim.reports()
     assert sim.errors == []
 
 
@@ -199,6 +199,7 @@ class TestEndurance:
             library.sim.configure(jitter_us=500)
             with breaking(line, library):
                 found = shoot(tmp_path, client, 1000, pause_s=0.002)
+            found += shoot(tmp_path, client, 50)  # the last call that was let fail may not have been made by then
             until(lambda: healthy(line) == GPU["lanes"])
             after = shoot(tmp_path, client, 50)
             faults = line.counts()["lane_faults"]

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from engines import cuda, plan
-from engines.build import BuildError
-from engines.bundle import MODEL, Bundle
+from engines.build import BuildError, Target, compile_engine, parity_gate
+from engines.bundle import MODEL, Bundle, Tolerance
 from engines.lane import LaneFault
+from engines.precision import graph_of
 from engines.tensorrt_lane import TensorRtEngine, TensorRtLane
 from tests.sim import trt
 from tests.sim.driver import OUT_OF_MEMORY, load
@@ -26,6 +28,7 @@ from tests.support.network import SIDE, write_network
 
 needs_sim = pytest.mark.skipif(bool(missing()), reason=missing())
 MAX_BATCH = 4
+LOOSE = Tolerance(score=0.1, heatmap_mean=10.0)
 
 
 @contextmanager
@@ -84,6 +87,26 @@ class TestNumbers:
                 assert lane.scores[:count].tobytes() == scores.tobytes()
                 assert lane.heatmaps[:count].tobytes() == heatmaps.tobytes()
             lane.close()
+
+    @pytest.mark.parametrize(("precision", "node"), [("fp16", "Cast"), ("int8", "QuantizeLinear")])
+    @isolated
+    def test_rewritten_graphs(self, tmp_path: Path, precision: str, node: str) -> None:
+        """fp16 and int8 graphs are built and run as they are: not the float's results, but within its tolerance."""
+        trt.install()
+        bundle = write_network(tmp_path / "bundle", LOOSE)
+        target = Target("tensorrt", precision, lanes=1, max_batch=MAX_BATCH, cache=str(tmp_path / "cache"))
+        graph = onnx.load(graph_of(bundle, precision, target.cache_folder))
+        assert node in {made.op_type for made in graph.graph.node}
+        engine = compile_engine(bundle, target)
+        lane = engine.make_lane()
+        found = parity_gate(bundle, lane)
+        lane.close()
+        engine.close()
+        assert {difference.batch for difference in found} == {1, 2, 3, 4}
+        off = [abs(difference.score - difference.expected) for difference in found]
+        assert 1e-7 < max(off) <= bundle.manifest.tolerance.score
+        assert all(difference.verdict_agrees for difference in found)
+        assert (load().counts().alive(), load().counts().faults()) == ({}, {})
 
     @isolated
     def test_plans_are_kept(self, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from engines import cuda
 from engines.lane import LaneFault
 from engines.store import Store
-from engines.tensorrt_lane import TensorRtEngine, TensorRtLane
+from engines.tensorrt_lane import Execution, TensorRtEngine, TensorRtLane
 from tests.sim import trt
 from tests.sim.isolation import isolated, missing
 from tests.support.engine import make_store
@@ -119,6 +119,45 @@ def closed_at_once(patch: Any) -> None:
     patch.setattr(cuda.Stream, "synchronize", nothing)
 
 
+def profile_apart(patch: Any) -> None:
+    """The optimisation profile is changed on a stream of its own."""
+    choose = trt.IExecutionContext.set_optimization_profile_async
+    other: list[cuda.Stream] = []
+
+    def choose_elsewhere(self: Any, profile_index: int, stream_handle: int) -> bool:
+        other.extend([] if other else [cuda.Stream()])
+        return bool(choose(self, profile_index, other[0].handle))
+
+    patch.setattr(trt.IExecutionContext, "set_optimization_profile_async", choose_elsewhere)
+
+
+def shape_first(patch: Any) -> None:
+    """The shape is set before the profile is changed, and forgotten with it."""
+    resize = Execution.resize
+
+    def resize_twice(self: Any, shape: tuple[int, ...], stream: cuda.Stream) -> None:
+        profile = self._profile
+        resize(self, shape, stream)
+        if profile not in {None, self._profile}:
+            self._choose(self._profile, stream)
+
+    patch.setattr(Execution, "resize", resize_twice)
+
+
+def profile_stays(patch: Any) -> None:
+    """The profile is chosen once and never changed."""
+    choose = Execution._choose
+    seen: set[int] = set()
+
+    def choose_once(self: Any, profile: int, stream: cuda.Stream) -> None:
+        if id(self) not in seen:
+            choose(self, 1, stream)
+        seen.add(id(self))
+        self._profile = profile
+
+    patch.setattr(Execution, "_choose", choose_once)
+
+
 MUTATIONS: dict[str, tuple[Mutate, set[str]]] = {
     "no wait": (no_wait, {"violations"}),
     "sleep instead of wait": (sleep_instead, {"violations"}),
@@ -130,6 +169,9 @@ MUTATIONS: dict[str, tuple[Mutate, set[str]]] = {
     "input rewritten": (rewritten_input, {"violations"}),
     "submitted twice": (submitted_twice, {"violations"}),
     "closed at once": (closed_at_once, {"hazards"}),
+    "profile on another stream": (profile_apart, {"races"}),
+    "shape before profile": (shape_first, {"void"}),
+    "profile stays": (profile_stays, {"void"}),
 }
 """Each wait that is taken away, and what has to be seen of it."""
 
@@ -140,8 +182,19 @@ def seen(folder: Path, *, copies_us: float) -> set[str]:
     sim.reset()
     bundle = (Store(folder / "store") if (folder / "store").exists() else make_store(folder)).resolve("bright")
     sim.configure(guard=True, htod_us=copies_us, dtoh_us=copies_us, launch_us=copies_us)
-    engine = TensorRtEngine(bundle, max_batch=MAX_BATCH, precision="fp32")
-    lane = engine.make_lane()
+    engine = TensorRtEngine(bundle, max_batch=MAX_BATCH, precision="fp32", exact_batches=(1, 3))
+    wrong = set()
+    try:
+        lane = engine.make_lane()
+    except LaneFault:
+        wrong.add("void")
+    else:
+        wrong |= _live(lane)
+    engine.close()
+    return wrong | set(sim.counts().faults())
+
+
+def _live(lane: TensorRtLane) -> set[str]:
     wrong = set()
     try:
         wrong |= _work(lane)
@@ -150,8 +203,7 @@ def seen(folder: Path, *, copies_us: float) -> set[str]:
     with suppress(LaneFault):
         lane.submit(MAX_BATCH)
     lane.close()
-    engine.close()
-    return wrong | set(sim.counts().faults())
+    return wrong
 
 
 def _work(lane: TensorRtLane) -> set[str]:

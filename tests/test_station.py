@@ -72,7 +72,7 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the lanes of the line under test are told."""
     told: dict[str, Any] = {"engines": [], "released": threading.Event()}
 
-    def compile_engine(bundle: Bundle, _: object) -> FaultyEngine:
+    def compile_engine(bundle: Bundle, *_: object) -> FaultyEngine:
         told["engines"].append(FaultyEngine(bundle, told))
         return told["engines"][-1]
 

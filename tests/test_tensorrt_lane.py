@@ -74,6 +74,8 @@ class TestEngine:
         world.gpu.failing["push"] = LogicError("cuCtxPushCurrent failed")
         with pytest.raises(BuildError, match=r"caps@7.*cuCtxPushCurrent"):
             TensorRtEngine(bundle, max_batch=1, precision="fp32")
+        assert world.gpu.strays == ["a context detached where it was not current, and so not given back"]
+        world.gpu.strays.clear()
 
     def test_foreign_graph(self, world: World, bundle: Bundle) -> None:
         """A plan with other inputs, outputs or types is refused, and freed although the error is being handled."""
@@ -213,6 +215,96 @@ class TestResults:
     def test_ready_before_anything(self, lane: TensorRtLane) -> None:
         """Where nothing was submitted nothing is ready, although CUDA calls an unrecorded event done."""
         assert not lane.ready()
+
+
+class TestProfiles:
+    """Batch sizes with an optimisation profile of their own."""
+
+    @staticmethod
+    def run(lane: TensorRtLane, *counts: int) -> None:
+        """Run batches of these sizes and see that each frame gets its own score."""
+        for number, count in enumerate(counts):
+            fill(lane, *(10 * number + slot for slot in range(count)))
+            lane.submit(count)
+            lane.wait(1)
+            assert lane.scores[:count].tolist() == pytest.approx([(10 * number + slot) / 255 for slot in range(count)])
+
+    @pytest.fixture
+    def lane(self, world: World, bundle: Bundle) -> Iterator[TensorRtLane]:
+        """A lane with profiles for batches of one and three, beside the one for all."""
+        with engine_of(bundle, exact_batches=(1, 3)) as engine:
+            lane = engine.make_lane()
+            try:
+                yield lane
+            finally:
+                lane.close()
+
+    def test_each_batch_runs_under_its_own(self, world: World, lane: TensorRtLane) -> None:
+        """A size with a profile of its own runs under it, every other under the first; the results are as always."""
+        self.run(lane, 4, 1, 3, 2, 1, 1, 4)
+        assert world.runs == [(4, 0), (1, 1), (3, 2), (2, 0), (1, 1), (1, 1), (4, 0)]
+
+    def test_changed_only_when_it_has_to_be(self, world: World, lane: TensorRtLane) -> None:
+        """Batches under one profile change nothing: a change makes TensorRT set its layers up anew."""
+        self.run(lane, 1)
+        changes = world.gpu.calls["set_optimization_profile_async"]
+        self.run(lane, 1, 1, 1)
+        assert world.gpu.calls["set_optimization_profile_async"] == changes
+        self.run(lane, 2, 4, 1)
+        assert world.gpu.calls["set_optimization_profile_async"] == changes + 2
+
+    def test_addresses_are_kept(self, world: World, lane: TensorRtLane) -> None:
+        """Tensors are named, not numbered by profile: a change binds nothing anew."""
+        bound = world.gpu.calls["set_tensor_address"]
+        self.run(lane, 1, 2, 3, 4)
+        assert world.gpu.calls["set_tensor_address"] == bound
+
+    def test_lanes_share_them(self, world: World, bundle: Bundle) -> None:
+        """Two lanes may run under the same profile at once, and under different ones."""
+        with engine_of(bundle, exact_batches=(1,)) as engine:
+            lanes = engine.make_lane(), engine.make_lane()
+            for counts in ((1, 1), (1, 2), (2, 1)):
+                for lane, count in zip(lanes, counts, strict=True):
+                    lane.submit(count)
+                for lane in lanes:
+                    lane.wait(1)
+            for lane in reversed(lanes):
+                lane.close()
+        assert world.runs == [(1, 1), (1, 1), (1, 1), (2, 0), (2, 0), (1, 1)]
+
+    def test_a_refused_change_is_a_fault(self, world: World, lane: TensorRtLane) -> None:
+        """A profile that TensorRT does not take voids the lane; nothing is run under another."""
+        world.refuse = {"set_optimization_profile_async"}
+        with pytest.raises(LaneFault, match=r"optimisation profile.*simulated refusal"):
+            lane.submit(1)
+        assert world.gpu.log == []
+
+    def test_an_unknown_profile_is_a_fault(self, world: World, lane: TensorRtLane) -> None:
+        """So does a False: a plan without the profile, as one that was built for others."""
+        del world.asked["profiles"][1:]
+        with pytest.raises(LaneFault, match="refused optimisation profile 1"):
+            lane.submit(1)
+
+    @pytest.mark.parametrize("forget", ["shape", "way back"])
+    def test_forgetting_one_is_noticed(self, lane: TensorRtLane, forget: str) -> None:
+        """The double refuses a run whose shape was set before the change, and a shape that the profile has not."""
+        execution, stream = lane._execution, lane._stream
+        if forget == "shape":
+            execution._choose(1, stream)
+            with pytest.raises(LaneFault, match="to run the batch"):
+                execution.run(stream)
+        else:
+            execution.resize((1, *FRAME), stream)
+            with pytest.raises(LaneFault, match="frames of shape"):
+                execution._check(execution._raw.set_input_shape("frames", (2, *FRAME)), "frames of shape")
+
+    def test_through_the_target(self, world: World, bundle: Bundle, tmp_path: Path) -> None:
+        """A target's sizes come down to the plan; those that no batch has are left out."""
+        target = Target("tensorrt", max_batch=2, cache=str(tmp_path / "cache"), exact_batches=(1, 2, 4, 1))
+        compile_engine(bundle, target).close()
+        assert [[shape[0] for shape in one] for one in world.asked["profiles"]] == [[1, 2, 2], [1, 1, 1], [2, 2, 2]]
+        compile_engine(bundle, Target("tensorrt", max_batch=1, cache=str(tmp_path / "cache"))).close()
+        assert [[shape[0] for shape in one] for one in world.asked["profiles"]] == [[1, 1, 1]]
 
 
 class TestFaults:

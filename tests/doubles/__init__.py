@@ -25,5 +25,5 @@ def simulated(monkeypatch: Any) -> Iterator[trt.World]:
 
 def forget() -> None:
     """Forget what the engine keeps for the process's lifetime."""
-    cuda._retained.cache_clear()
+    cuda._primary = cuda.Primary()
     plan._toolkit.cache_clear()

@@ -100,6 +100,7 @@ class Gpu:
         self.hung = False
         self.broken: Error | None = None
         self.contexts: list[Context] = []
+        self.detached: list[Context] = []
         self.pushed: list[Context] = []
         self.flags: dict[str, set[int]] = {}
         self.memory: dict[int, np.ndarray] = {}
@@ -148,7 +149,8 @@ class Gpu:
     def residue(self) -> list[str]:
         """Everything that is left behind: nothing, after a test in which all was closed."""
         stacks = [f"a context still pushed {len(stack)} times" for stack in self._stacks if stack]
-        return [*self.strays, *(f"{kind} never freed" for kind in self.live.values()), *stacks]
+        kept = ["a context never given back" for context in self.contexts if context not in self.detached]
+        return [*self.strays, *(f"{kind} never freed" for kind in self.live.values()), *stacks, *kept]
 
 
 class Resource:
@@ -180,6 +182,7 @@ class Context:
 
     def push(self) -> None:
         self._gpu.enter("push", needs_context=False)
+        assert self not in self._gpu.detached, "pushed after it was given back"
         self._gpu.stack().append(self)
         self._gpu.pushed.append(self)
 
@@ -188,6 +191,15 @@ class Context:
         if not self._gpu.stack():
             raise LogicError("cannot pop context from empty stack")
         self._gpu.stack().pop()
+
+    def detach(self) -> None:
+        self._gpu.enter("detach", needs_context=False)
+        if self in self._gpu.detached:
+            raise LogicError("context::detach failed: cannot detach from invalid context")
+        if self._gpu.current() is not self:
+            self._gpu.strays.append("a context detached where it was not current, and so not given back")
+        self._gpu.detached.append(self)
+        self._gpu.stack().clear()  # what pycuda does; the driver's own stack keeps it until the thread ends
 
 
 class Device:

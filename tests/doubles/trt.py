@@ -83,6 +83,7 @@ class World:
         version: Of TensorRT; a plan loads in the version that built it, and no other.
         timings: Every timing cache that a build was given.
         builds: How many plans were built.
+        runs: Batch size and optimisation profile of every run, as it was queued.
     """
 
     gpu: Gpu
@@ -101,6 +102,7 @@ class World:
     version: str = "11.4.0"
     timings: list[bytes] = field(default_factory=list)
     builds: int = 0
+    runs: list[tuple[int, int]] = field(default_factory=list)
 
     def complain(self, text: str, severity: Severity = Severity.ERROR) -> None:
         """Write to the logger, from a thread of TensorRT's own."""
@@ -264,14 +266,19 @@ class ExecutionContext(Resource):
         self._world = world
         self._addresses: dict[str, int] = {}
         self._shape: tuple[int, ...] | None = None
-        self._stream = 0
+        self._stream = self._profile = 0
 
     @native
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self.gpu.calls["set_optimization_profile_async"] += 1
         assert stream_handle in self.gpu.queues, "no such stream"
         if self._world.refuses("set_optimization_profile_async"):
             raise RuntimeError("Error in set optimization profile async.")
-        self._stream = stream_handle
+        if not 0 <= profile_index < len(self._world.asked["profiles"]):
+            return False
+        assert not self.gpu.queues[stream_handle], "the profile is changed under a batch that is not done"
+        self._stream, self._profile = stream_handle, profile_index
+        self._shape = None  # of the last profile; addresses stay
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
@@ -284,7 +291,7 @@ class ExecutionContext(Resource):
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, _, high = self._world.asked["profiles"][0]
+        low, _, high = self._world.asked["profiles"][self._profile]
         fits = name == "frames" and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
         if self._world.refuses("set_input_shape") or not fits:
             return False
@@ -311,6 +318,7 @@ class ExecutionContext(Resource):
         assert stream_handle == self._stream, "one context on two streams, or on the default stream"
         count, addresses = self._shape[0], dict(self._addresses)
         gpu.log.append(("execute_async_v3", count))
+        world.runs.append((count, self._profile))
         gpu.queues[stream_handle].append(lambda: _run(world, count, addresses))
         return True
 

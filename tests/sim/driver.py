@@ -66,7 +66,7 @@ class Counts:
         device: Allocations of device memory alive.
         pinned: Allocations of pinned memory alive.
         contexts: Contexts alive.
-        pushed: Contexts on the stacks of all threads.
+        pushed: Contexts on the stacks of all threads, as far as they are alive.
         streams: Streams alive.
         events: Events alive.
         device_bytes: Sum of the device allocations alive, in bytes.
@@ -88,7 +88,7 @@ class Counts:
         return {name: getattr(self, name) for name in ("races", "violations", "hazards") if getattr(self, name)}
 
     def alive(self) -> dict[str, int]:
-        """Everything that is not freed, the context aside, which a process keeps."""
+        """Everything that is not freed, the context aside, which is kept while an engine is open."""
         names = ("device", "pinned", "pushed", "streams", "events")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 

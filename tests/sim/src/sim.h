@@ -87,7 +87,7 @@ struct CUstream_st {
     vclock_t clock;
 };
 struct CUevent_st { int live; unsigned flags; record_t *record; };
-struct CUctx_st { int references, device, primary, live; };
+struct CUctx_st { int references, device, primary, live, life, pushed; };
 typedef struct CUstream_st stream_t;
 
 typedef struct {
