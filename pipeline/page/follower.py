@@ -120,7 +120,7 @@ class Follower:
             raise ValueError(msg)
         labels: Any = self._reader.hlen(self._keys.labels)
         if labels >= MOST_LABELS:
-            msg = f"{MOST_LABELS} parts are labelled; take them out with dmdd export first"
+            msg = f"{MOST_LABELS} parts are labelled; take them out first: dmdd export-rejects --labels --take-labels"
             raise ValueError(msg)
         name = ":".join((record["camera"], record["session"], record["seq"]))
         kept = self._keys.labelled(name)
