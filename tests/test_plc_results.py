@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.parts import Reason
-from pipeline.plc.results import OTHER_REASON, OWN_REASONS, REASONS, UNREADABLE, FirstVerdicts, Result, parse
+from pipeline.plc.results import (
+    MOST_SESSIONS,
+    OTHER_REASON,
+    OWN_REASONS,
+    REASONS,
+    UNREADABLE,
+    FirstVerdicts,
+    Result,
+    parse,
+)
 
 GOOD = {
     "v": "1", "camera": "cam1", "session": "7", "seq": "3", "part": "P", "recipe": "", "verdict": "OK",
@@ -69,3 +78,17 @@ class TestFirstVerdicts:
         first = FirstVerdicts(most=10)
         assert all(first(Result("a", 1, seq, "OK", "")) for seq in range(50))
         assert not any(first(Result("a", 1, seq, "OK", "")) for seq in range(50))
+
+    def test_a_session_with_a_smaller_number_is_a_new_one(self) -> None:
+        """A camera that starts again with its clock set back is not locked out."""
+        first = FirstVerdicts(most=10)
+        assert all(first(Result("a", 9, seq, "OK", "")) for seq in range(50))
+        assert all(first(Result("a", 2, seq, "OK", "")) for seq in range(50))
+        assert not any(first(Result("a", 2, seq, "OK", "")) for seq in range(50))
+
+    def test_memory_is_bounded(self) -> None:
+        """Sessions without end leave a bounded trace."""
+        first = FirstVerdicts(most=1)
+        for session in range(3 * MOST_SESSIONS):
+            assert first(Result("a", session, 0, "OK", ""))
+        assert len(first._forgotten) == MOST_SESSIONS

@@ -28,6 +28,7 @@ REASONS: Final = {
 }  # fmt: skip
 """The number of each reason. A number is never given to another reason."""
 OTHER_REASON: Final = 255
+MOST_SESSIONS: Final = 256
 
 
 class Result(msgspec.Struct, frozen=True, gc=False):
@@ -96,22 +97,28 @@ class FirstVerdicts:
     """Lets each part's first verdict through, whichever of two streams it comes by, and no other.
 
     Args:
-        most: How many parts of a camera are remembered. Older ones than those never pass again.
+        most: How many parts of a camera are remembered. Older ones of the same session never pass again.
     """
 
     def __init__(self, most: int = 4096) -> None:
         self._most = most
         self._seen: dict[str, OrderedDict[tuple[int, int], None]] = {}
-        self._forgotten: dict[str, tuple[int, int]] = {}
+        self._forgotten: OrderedDict[tuple[str, int], int] = OrderedDict()
 
     def __call__(self, result: Result) -> bool:
         """Whether this is the part's first verdict."""
         seen = self._seen.setdefault(result.camera, OrderedDict())
         number = result.session, result.seq
-        if number in seen or number <= self._forgotten.get(result.camera, (-1, -1)):
+        # By session: one that a camera with its clock set back has begun may have a smaller number than those before.
+        if number in seen or result.seq <= self._forgotten.get((result.camera, result.session), -1):
             return False
         seen[number] = None
         if len(seen) > self._most:
-            gone, _ = seen.popitem(last=False)
-            self._forgotten[result.camera] = max(gone, self._forgotten.get(result.camera, (-1, -1)))
+            (session, seq), _ = seen.popitem(last=False)
+            self._forget((result.camera, session), seq)
         return True
+
+    def _forget(self, session: tuple[str, int], seq: int) -> None:
+        self._forgotten[session] = max(seq, self._forgotten.get(session, -1))
+        if len(self._forgotten) > MOST_SESSIONS:
+            self._forgotten.popitem(last=False)
