@@ -83,6 +83,19 @@ class TestByEncoder:
         assert gate.is_open(100 * MS)
         assert not gate.is_open(400 * MS)
 
+    def test_an_encoder_that_stands_while_parts_come_shuts_it(self) -> None:
+        """Two parts at one count: the encoder has failed, and an OK's window would stay open for whatever comes."""
+        encoder, gate = self.counting()
+        encoder.read(0, 500)
+        gate.decide(result(1), 0)
+        encoder.read(100 * MS, 1500)
+        assert gate.is_open(100 * MS)
+        for at, seq in ((110, 2), (130, 3)):
+            encoder.read(at * MS, 1500)
+            gate.decide(result(seq), at * MS)
+        encoder.read(140 * MS, 1500)
+        assert not gate.is_open(140 * MS)
+
     def test_an_arrival_between_readings_is_interpolated(self) -> None:
         """A frame half-way between two readings was half-way between their counts."""
         encoder, _ = self.counting()

@@ -85,6 +85,10 @@ class Gate:
         if len(self._windows) == MOST_WINDOWS:  # which of them could be a reject's: so none counts
             self._windows.clear()
         middle = at + self._delay
+        if self._counts and any(abs(middle - (start + self._half)) < self._half for start, _, _ in self._windows):
+            # Two parts in one place: the encoder stands while the conveyor runs, and an open gate would stay open.
+            self._windows.clear()
+            return
         self._windows.append((middle - self._half, middle + self._half, result.passes))
 
     def is_open(self, now: int) -> bool:
